@@ -1,0 +1,253 @@
+"""Deadlines, retries and errors around a wire: an exchange either gives bytes or raises one typed error."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+
+from duet._errors import ConfigurationError, EndpointError, EndpointRejected, EndpointUnavailable
+from duet._settings import Deadlines
+from duet._sse import ErrorObject, ProtocolViolation, load, read_error
+from duet._wire import Answer, Wire, WireFailure
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+DRAIN_SECONDS = 0.25
+_RETRIED_STATUSES = frozenset({408, 409, 425, 429})
+
+
+class Caller:
+    """Makes calls over one wire.
+
+    Args:
+        wire: Sends the requests.
+        deadlines: How long to wait.
+        retries: How often a call is repeated.
+        secret: Blacked out of whatever a server says.
+    """
+
+    def __init__(self, wire: Wire, *, deadlines: Deadlines, retries: int, secret: str | None) -> None:
+        if retries < 0:
+            raise ConfigurationError(f"retries must not be negative, got {retries}")
+        self.wire = wire
+        self.deadlines = deadlines
+        self.secret = secret
+        self._retries = retries
+
+    def ends(self) -> float:
+        """When a call that begins now must be over, on the event loop's clock."""
+        return anyio.current_time() + (self.deadlines.total or math.inf)
+
+    async def retrying(self, ends: float, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Run `attempt` until it succeeds, is refused for good, or retries or time are used up."""
+        tries, stale_seen = 0, False
+        while True:
+            try:
+                return await attempt()
+            except EndpointUnavailable as exc:
+                cause = exc.__cause__
+                if isinstance(cause, WireFailure) and cause.stale and not stale_seen:
+                    stale_seen = True  # the server had just closed a kept-alive connection: that costs no try
+                    continue
+                pause = _backoff(tries) if exc.retry_after is None else exc.retry_after
+                if tries >= self._retries or isinstance(cause, TimeoutError) or anyio.current_time() + pause >= ends:
+                    raise
+            tries += 1
+            await anyio.sleep(pause)
+
+    async def open(self, path: str, body: Mapping[str, Any] | None, seconds: float | None, ends: float) -> Exchange:
+        """Send one request; the answer's status is 200 or this raises."""
+        started = anyio.current_time()
+        try:
+            answer = await _within(
+                min(started + (seconds or math.inf), ends), self.wire.send(path, body, self.deadlines.connect)
+            )
+        except TimeoutError as exc:
+            raise self._unavailable(f"no answer within {anyio.current_time() - started:.3g} s") from exc
+        except WireFailure as exc:
+            raise self._unavailable(str(exc)) from exc
+        exchange = Exchange(self, answer, ends)
+        if answer.status == 200 and not exchange.is_html:
+            return exchange
+        try:
+            raise await exchange.refusal()
+        finally:
+            await exchange.aclose()
+
+    @asynccontextmanager
+    async def exchange(
+        self, path: str, body: Mapping[str, Any] | None, seconds: float | None, ends: float
+    ) -> AsyncIterator[Exchange]:
+        """`open`, closed at the end of the block."""
+        exchange = await self.open(path, body, seconds, ends)
+        try:
+            yield exchange
+        finally:
+            await exchange.aclose()
+
+    def _unavailable(self, what: str) -> EndpointUnavailable:
+        address = self.wire.address
+        return EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address)
+
+    def redacted(self, text: str) -> str:
+        """The text without the secret, should a server repeat it."""
+        return text.replace(self.secret, "***") if self.secret else text
+
+
+class Exchange:
+    """One answer being read."""
+
+    def __init__(self, caller: Caller, answer: Answer, ends: float) -> None:
+        self._caller = caller
+        self._answer = answer
+        self._ends = ends
+        self._content_type = answer.headers.get("content-type", "").lower()
+
+    @property
+    def address(self) -> str:
+        """Of the endpoint, as it may stand in a message."""
+        return self._caller.wire.address
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds between two reads."""
+        return self._caller.deadlines.idle
+
+    @property
+    def is_json(self) -> bool:
+        """True for a body that is one JSON value."""
+        return self._content_type.startswith("application/json")
+
+    @property
+    def is_html(self) -> bool:
+        """True for a web page, which no API sends."""
+        return self._content_type.startswith("text/html")
+
+    async def aclose(self) -> None:
+        """Close the body, and the connection with it where the body was not read to its end."""
+        await self._answer.aclose()
+
+    async def read_chunk(self, seconds: float | None, *, broken_ok: bool = False) -> bytes | None:
+        """The next bytes of the body; None at its end.
+
+        Args:
+            seconds: Longest wait.
+            broken_ok: Take a broken connection as the end: all that matters has arrived.
+        """
+        started = anyio.current_time()
+        try:
+            return await _within(min(started + (seconds or math.inf), self._ends), anext(self._answer.chunks, None))
+        except TimeoutError as exc:
+            waited = f"{anyio.current_time() - started:.3g} s"
+            over = "; the total deadline is over" if anyio.current_time() >= self._ends else ""
+            raise self._unavailable(f"no data for {waited}{over}") from exc
+        except WireFailure as exc:
+            if broken_ok:
+                return None
+            raise self._unavailable(f"the connection broke in mid-answer ({exc})") from exc
+
+    async def read(self, limit: int = MAX_BODY_BYTES) -> bytes:
+        """The whole body.
+
+        Raises:
+            EndpointUnavailable: It does not end in time, breaks off, or is larger than `limit` bytes.
+        """
+        chunks, size = [], 0
+        while (chunk := await self.read_chunk(None)) is not None:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise self._unavailable(f"an answer of more than {limit} bytes")
+        return b"".join(chunks)
+
+    async def drain(self) -> None:
+        """Read what little may be left, so that the connection can be kept."""
+        try:
+            while await self.read_chunk(DRAIN_SECONDS) is not None:
+                pass
+        except EndpointError:
+            pass
+
+    def understood(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a pure reader, its complaints turned into errors that name the endpoint."""
+        try:
+            return read(*args, **kwargs)
+        except ProtocolViolation as exc:
+            raise self._unavailable(str(exc)) from exc
+        except ErrorObject as exc:
+            raise self._typed(exc.code or 500, str(exc)) from None
+
+    async def refusal(self) -> EndpointError:
+        """The error that a status other than 200, or a web page, stands for."""
+        status = self._answer.status
+        if 300 <= status < 400:
+            host = self._answer.headers.get("location", "").split("?")[0]
+            return self._typed(status, f"redirects to {host!r}: set base_url to where it should go")
+        try:
+            body = await self.read(MAX_ERROR_BYTES)
+        except EndpointUnavailable:
+            body = b""
+        if self.is_html or body.lstrip()[:1] == b"<":
+            hint = "answered with a web page: does base_url end in the API's path (often /v1)?"
+            return self._typed(status, hint, self._retry_after())
+        return self._typed(status, _message_of(body), self._retry_after())
+
+    def _retry_after(self) -> float | None:
+        return parse_retry_after(self._answer.headers, time.time())
+
+    def _typed(self, status: int, message: str, retry_after: float | None = None) -> EndpointError:
+        kind = EndpointUnavailable if status >= 500 or status in _RETRIED_STATUSES else EndpointRejected
+        text = self._caller.redacted(f"{self.address}: status {status}: {message[:500]}")
+        return kind(text, endpoint=self.address, status_code=status, retry_after=retry_after)
+
+    def _unavailable(self, what: str) -> EndpointUnavailable:
+        text = self._caller.redacted(f"{self.address}: {what}")
+        return EndpointUnavailable(text, endpoint=self.address, status_code=self._answer.status)
+
+
+def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait, from Retry-After (seconds or a date) or retry-after-ms; None where neither can be read.
+
+    Args:
+        headers: Of the answer, keys in lower case or case-insensitive.
+        now: Unix time in seconds.
+    """
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        value = headers.get("retry-after", "")
+        if value.strip().replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+async def _within(deadline: float, work: Awaitable[T]) -> T:
+    """Await `work`; TimeoutError at `deadline`. A bare scope costs half of what `anyio.fail_after` does, on each
+    read."""
+    with anyio.CancelScope(deadline=deadline):
+        return await work
+    raise TimeoutError
+
+
+def _backoff(tries: int) -> float:
+    return random.uniform(0.5, 1.0) * min(8.0, 0.5 * 2.0**tries)
+
+
+def _message_of(body: bytes) -> str:
+    try:
+        error = read_error(load(body))
+    except ProtocolViolation:
+        error = None
+    return str(error) if error is not None else body[:500].decode("utf-8", "replace") or "no body"

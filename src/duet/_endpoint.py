@@ -1,0 +1,422 @@
+"""Endpoints: chat messages in, completions out, over any OpenAI-compatible server.
+
+One retry layer, one set of deadlines and one reading of errors serve every endpoint; how the bytes travel is the
+wire's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
+
+from duet._caller import Caller, Exchange
+from duet._errors import ConfigurationError, IncompleteStream
+from duet._events import GenerationEnd, TextDelta
+from duet._prompts import Message
+from duet._records import Completion
+from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
+from duet._sse import ChatDecoder, load, read_completion, read_embeddings
+from duet._wire import HTTPWire, OpenAIWire, Wire
+
+if TYPE_CHECKING:
+    import ssl
+
+    import openai
+
+_GRAMMAR_FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "llama.cpp": lambda grammar: {"grammar": grammar},
+    "vllm": lambda grammar: {"structured_outputs": {"grammar": grammar}},
+}
+_OWNERS: dict[str, Engine] = {"llamacpp": "llama.cpp", "vllm": "vllm", "openai": "openai", "system": "openai"}
+
+
+class Endpoint(Protocol):
+    """What generates text. Any object of this shape will do."""
+
+    @property
+    def model(self) -> str:
+        """What decides the weights: the model's or the adapter's name."""
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """One completion, whole."""
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AbstractAsyncContextManager[AsyncIterator[TextDelta | GenerationEnd]]:
+        """One completion as it comes, a `GenerationEnd` last. Leaving the block early stops the generation."""
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors. Any object of this shape will do."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """One vector a text, in order, all of one length."""
+
+
+class _ChatEndpoint:
+    """Chat completions over a wire."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        model: str,
+        *,
+        engine: Engine | None,
+        deadlines: Deadlines,
+        retries: int,
+        accept_open_end: bool,
+        secret: str | None = None,
+    ) -> None:
+        if not model:
+            raise ConfigurationError("model must name what the endpoint serves")
+        if engine is not None and engine not in get_args(Engine):
+            raise ConfigurationError(f"engine must be one of {', '.join(get_args(Engine))}; got {engine!r}")
+        self._wire = wire
+        self._caller = Caller(wire, deadlines=deadlines, retries=retries, secret=secret)
+        self._model = model
+        self._engine: Engine | None = engine
+        self._accept_open_end = accept_open_end
+
+    @property
+    def model(self) -> str:
+        """Model or adapter name."""
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections. A caller's own client stays open."""
+        await self._wire.aclose()
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """One completion, whole.
+
+        Args:
+            messages: The prompt.
+            sampling: How to sample.
+
+        Raises:
+            EndpointError: See the error tree; retried where that can help, within `Deadlines.total`.
+            ConfigurationError: A grammar is asked of an engine that has none.
+        """
+        ends = self._caller.ends()
+        body = await self._body(messages, sampling, ends)
+
+        async def attempt() -> Completion:
+            async with self._caller.exchange("chat/completions", body, None, ends) as exchange:
+                return exchange.understood(read_completion, await exchange.read(), _chars(messages))
+
+        return await self._caller.retrying(ends, attempt)
+
+    @asynccontextmanager
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncIterator[AsyncIterator[TextDelta | GenerationEnd]]:
+        """One completion as it comes, a `GenerationEnd` last. Leaving the block early closes the connection.
+
+        Entering the block waits for the first text; retries end there.
+
+        Args:
+            messages: The prompt.
+            sampling: How to sample.
+
+        Raises:
+            EndpointError: On entering or in mid-stream, see the error tree.
+            ConfigurationError: A grammar is asked of an engine that has none.
+        """
+        ends = self._caller.ends()
+        body = await self._body(messages, sampling, ends)
+        body |= {"stream": True, "stream_options": {"include_usage": True}} | dict(sampling.extra_body)
+
+        async def attempt() -> _TextStream:
+            first_token = self._caller.deadlines.first_token
+            exchange = await self._caller.open("chat/completions", body, first_token, ends)
+            try:
+                stream = _TextStream(exchange, _chars(messages), self._accept_open_end)
+                await stream.prime(first_token)
+            except BaseException:
+                await exchange.aclose()
+                raise
+            return stream
+
+        stream = await self._caller.retrying(ends, attempt)
+        try:
+            yield stream
+        finally:
+            await stream.aclose()
+
+    async def _body(self, messages: Sequence[Message], sampling: Sampling, ends: float) -> dict[str, Any]:
+        body = {"model": self._model, "messages": list(messages)} | sampling.request_fields()
+        if sampling.grammar is not None:
+            body |= await self._grammar(sampling.grammar, ends)
+        return body
+
+    async def _grammar(self, grammar: str, ends: float) -> dict[str, Any]:
+        # llama.cpp and vLLM each ignore the other's field in silence, so the engine has to be known.
+        if self._engine is None:
+            self._engine = await self._probe(ends)
+        fields = _GRAMMAR_FIELDS.get(self._engine)
+        if fields is None:
+            raise ConfigurationError(
+                f"{self._wire.address}: engine {self._engine!r} cannot decode under a grammar: leave it out, or use "
+                "llama.cpp or vLLM"
+            )
+        return fields(grammar)
+
+    async def _probe(self, ends: float) -> Engine:
+        async with self._caller.exchange("models", None, self._caller.deadlines.first_token, ends) as exchange:
+            models = exchange.understood(load, await exchange.read()).get("data")
+        first = models[0] if isinstance(models, list) and models else {}
+        owner = first.get("owned_by") if isinstance(first, Mapping) else None
+        engine = _OWNERS.get(owner) if isinstance(owner, str) else None
+        if engine is None:
+            raise ConfigurationError(
+                f"{self._wire.address}: cannot tell which engine serves this (owned_by {owner!r}): pass "
+                "engine='llama.cpp' or engine='vllm', since each ignores the other's grammar field in silence"
+            )
+        return engine
+
+
+class HTTPEndpoint(_ChatEndpoint):
+    """An OpenAI-compatible server, spoken to directly.
+
+    On asyncio the requests travel over aiohttp, on trio over httpx's own transport. May be shared by any number of
+    tasks. Close it with ``async with`` or `aclose`.
+
+    Args:
+        base_url: Up to and including the version, as in "http://127.0.0.1:8000/v1".
+        model: Model or adapter name.
+        api_key: Sent as a bearer token; never shown.
+        engine: "llama.cpp", "vllm" or "openai"; None asks the server when a grammar first needs it.
+        headers: Sent with every request.
+        deadlines: How long to wait.
+        retries: How often a failed call is repeated before its first text arrived: connection failures, 408, 409, 425,
+            429 and 5xx, after Retry-After or a growing, jittered pause.
+        accept_open_end: Take a stream that ends without finish_reason and ``[DONE]`` as complete. For servers that
+            never send either; a cut connection then looks like an answer.
+        verify: An `ssl.SSLContext`, or False to trust any certificate.
+
+    Raises:
+        ConfigurationError: A setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        engine: Engine | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadlines: Deadlines = Deadlines(),
+        retries: int = 2,
+        accept_open_end: bool = False,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        super().__init__(
+            HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify),
+            model,
+            engine=engine,
+            deadlines=deadlines,
+            retries=retries,
+            accept_open_end=accept_open_end,
+            secret=api_key,
+        )
+
+    @classmethod
+    def from_env(cls, **settings: Any) -> Self:
+        """The endpoint that DUET_BASE_URL, DUET_MODEL and DUET_API_KEY name (see `EndpointSettings.from_env`).
+
+        Args:
+            settings: Keyword arguments of the class.
+
+        Raises:
+            ConfigurationError: No model is named.
+        """
+        found = EndpointSettings.from_env()
+        return cls(found.base_url, found.model, api_key=found.api_key, **settings)
+
+
+class AsyncOpenAIEndpoint(_ChatEndpoint):
+    """A caller's own `openai.AsyncOpenAI`, `AsyncAzureOpenAI` or subclass: its address, auth and HTTP client are kept.
+
+    Its answers are read raw, without building the SDK's typed objects, and its own retries are switched off for these
+    calls, since this endpoint retries.
+
+    Args:
+        client: The client, 2.25 or newer; it stays open when this endpoint is closed.
+        model: Model, adapter or deployment name.
+        engine: As for `HTTPEndpoint`.
+        deadlines: As for `HTTPEndpoint`; `connect` is the client's own.
+        retries: As for `HTTPEndpoint`.
+        accept_open_end: As for `HTTPEndpoint`.
+    """
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        model: str,
+        *,
+        engine: Engine | None = None,
+        deadlines: Deadlines = Deadlines(),
+        retries: int = 2,
+        accept_open_end: bool = False,
+    ) -> None:
+        super().__init__(
+            OpenAIWire(client),
+            model,
+            engine=engine,
+            deadlines=deadlines,
+            retries=retries,
+            accept_open_end=accept_open_end,
+            secret=client.api_key,
+        )
+
+
+class HTTPEmbedder:
+    """Embeddings from an OpenAI-compatible server.
+
+    Args:
+        base_url: As for `HTTPEndpoint`.
+        model: Name of the embedding model.
+        api_key: As for `HTTPEndpoint`.
+        headers: As for `HTTPEndpoint`.
+        batch_size: Most texts in one request.
+        deadlines: As for `HTTPEndpoint`; `total` holds for each request.
+        retries: As for `HTTPEndpoint`.
+        verify: As for `HTTPEndpoint`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        batch_size: int = 256,
+        deadlines: Deadlines = Deadlines(),
+        retries: int = 2,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
+        self._wire = HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify)
+        self._caller = Caller(self._wire, deadlines=deadlines, retries=retries, secret=api_key)
+        self._model = model
+        self._batch_size = batch_size
+
+    @property
+    def model(self) -> str:
+        """Name of the embedding model."""
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections."""
+        await self._wire.aclose()
+
+    async def embed(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        """One vector a text, in order.
+
+        Args:
+            texts: Any number; none gives an empty list without a request.
+
+        Raises:
+            EndpointError: See the error tree.
+        """
+        vectors: list[Sequence[float]] = []
+        for start in range(0, len(texts), self._batch_size):
+            vectors += await self._embed_batch(texts[start : start + self._batch_size])
+        return vectors
+
+    async def _embed_batch(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        ends = self._caller.ends()
+
+        async def attempt() -> list[Sequence[float]]:
+            body = {"model": self._model, "input": list(texts)}
+            async with self._caller.exchange("embeddings", body, None, ends) as exchange:
+                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
+
+        return await self._caller.retrying(ends, attempt)
+
+
+class _TextStream:
+    """The deltas of one streamed completion."""
+
+    def __init__(self, exchange: Exchange, prompt_chars: int, accept_open_end: bool) -> None:
+        self._exchange = exchange
+        self._decoder = ChatDecoder(prompt_chars)
+        self._accept_open_end = accept_open_end
+        self._primed = ""
+        self._whole: Completion | None = None
+        self._body_over = False
+        self._ended = False
+
+    async def prime(self, first_token: float | None) -> None:
+        """Wait for the first text, or for the end of a body without any."""
+        if self._exchange.is_json:  # a server that cannot stream answers whole
+            self._whole = self._exchange.understood(read_completion, await self._exchange.read(), 0)
+            self._primed, self._body_over = self._whole.text, True
+            return
+        while not self._primed and not self._body_over and not self._decoder.done:
+            self._primed = await self._read(first_token)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta | GenerationEnd:
+        text, self._primed = self._primed, ""
+        while not text:
+            if self._body_over or self._decoder.done:
+                return self._end()
+            text = await self._read(self._exchange.idle)
+        return TextDelta(text)
+
+    async def aclose(self) -> None:
+        if self._decoder.done and not self._body_over:
+            await self._exchange.drain()
+        await self._exchange.aclose()
+
+    async def _read(self, seconds: float | None) -> str:
+        data = await self._exchange.read_chunk(seconds, broken_ok=self._decoder.complete)
+        if data is None:
+            self._body_over = True
+            return self._exchange.understood(self._decoder.close)
+        return self._exchange.understood(self._decoder.feed, data)
+
+    def _end(self) -> GenerationEnd:
+        if self._ended:
+            raise StopAsyncIteration
+        self._ended = True
+        if self._whole is not None:
+            return GenerationEnd(self._whole)
+        if not (self._decoder.complete or self._accept_open_end):
+            address = self._exchange.address
+            raise IncompleteStream(
+                f"{address}: the stream ended without finish_reason or [DONE]; if this server never sends them, pass "
+                "accept_open_end=True",
+                endpoint=address,
+                status_code=200,
+            )
+        return GenerationEnd(self._decoder.result())
+
+
+def _chars(messages: Sequence[Message]) -> int:
+    return sum(len(message["content"]) for message in messages)

@@ -1,0 +1,172 @@
+"""Every finished generation, kept in SQLite, so that work is resumed, cached and audited."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from os import PathLike, fspath
+from typing import Any, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from duet._endpoint import Endpoint
+from duet._errors import LedgerError
+from duet._prompts import Message
+from duet._records import Completion, TokenLogprob, Usage
+from duet._schema import ProfileSchema
+from duet._settings import Sampling
+
+T = TypeVar("T")
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS generations (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,
+    created REAL NOT NULL,
+    model TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    completion TEXT NOT NULL
+) STRICT
+"""
+_INDEX = "CREATE INDEX IF NOT EXISTS generations_by_digest ON generations (digest, id)"
+
+
+class Ledger:
+    """An append-only file of finished generations.
+
+    A profiler or recommender that is given one asks the endpoint only for what is not in it. Malformed completions are
+    kept too: a completion is never re-rolled in silence. Rows survive the death of the process as soon as the result
+    was handed over. May be shared by any number of tasks; SQLite runs in a worker thread.
+
+    Args:
+        path: The file; it is made where it does not exist, its folder is not.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = fspath(path)
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"Ledger({self._path!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the file; a later use opens it again."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._close)
+
+    async def get(self, digest: str) -> Completion | None:
+        """The latest generation under `digest`, or None.
+
+        Raises:
+            LedgerError: The file cannot be read.
+        """
+        query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id DESC LIMIT 1"
+        row = await self._run(lambda connection: connection.execute(query, (digest,)).fetchone())
+        return None if row is None else _restore(json.loads(row[0]))
+
+    async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
+        """Append a generation. A cancelled caller waits for the row to be written.
+
+        Raises:
+            LedgerError: The file cannot be written.
+        """
+        row = (digest, time.time(), model, _dump(list(messages)), _dump(attrs.asdict(completion)))
+        insert = "INSERT INTO generations (digest, created, model, messages, completion) VALUES (?, ?, ?, ?, ?)"
+        with anyio.CancelScope(shield=True):
+            await self._run(lambda connection: connection.execute(insert, row))
+
+    async def count(self) -> int:
+        """How many generations are kept."""
+        (rows,) = await self._run(lambda connection: connection.execute("SELECT count(*) FROM generations").fetchone())
+        return int(rows)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await anyio.to_thread.run_sync(self._locked, work)
+
+    def _locked(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            with self._lock:
+                if self._connection is None:
+                    self._connection = _open(self._path)
+                return work(self._connection)
+        except sqlite3.Error as exc:
+            raise LedgerError(f"ledger {self._path!r}: {exc}") from exc
+
+    def _close(self) -> None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+
+def digest_of(messages: Sequence[Message], model: str, sampling: Sampling, schema: ProfileSchema | None) -> str:
+    """SHA-256, in hex, of everything that determines a generation: prompt, model or adapter, sampling, schema."""
+    key = {
+        "messages": list(messages),
+        "model": model,
+        "sampling": attrs.asdict(sampling),
+        "schema": None if schema is None else attrs.asdict(schema),
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+
+
+async def read_through(
+    ledger: Ledger | None,
+    endpoint: Endpoint,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    schema: ProfileSchema | None = None,
+) -> Completion:
+    """The generation from the ledger, or from the endpoint and then kept."""
+    if ledger is None:
+        return await endpoint.generate(messages, sampling)
+    digest = digest_of(messages, endpoint.model, sampling, schema)
+    kept = await ledger.get(digest)
+    if kept is not None:
+        return kept
+    completion = await endpoint.generate(messages, sampling)
+    await ledger.put(digest, completion, model=endpoint.model, messages=messages)
+    return completion
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(_TABLE)
+    connection.execute(_INDEX)
+    return connection
+
+
+def _dump(value: Any) -> str:
+    # Escaped, since SQLite holds UTF-8 and a server may send half of a surrogate pair.
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _restore(fields: dict[str, Any]) -> Completion:
+    usage = fields.pop("usage")
+    logprobs = fields.pop("logprobs")
+    return Completion(
+        fields.pop("text"),
+        usage=None if usage is None else Usage(**usage),
+        logprobs=tuple(
+            TokenLogprob(
+                entry["token"], entry["logprob"], tuple((token, value) for token, value in entry["top_logprobs"])
+            )
+            for entry in logprobs
+        ),
+        **fields,
+    )

@@ -1,0 +1,216 @@
+"""Joint profiles: one pair, one pair as it is written, or any number."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Self
+
+import attrs
+
+from duet._concurrency import map_unordered
+from duet._endpoint import Endpoint
+from duet._errors import ConfigurationError, IncompleteStream, RecordError
+from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
+from duet._ledger import Ledger, digest_of, read_through
+from duet._parser import SectionParser, joint_profile, parse_profile
+from duet._prompts import JointPrompt, Message
+from duet._records import Completion, Cues, Item, JointProfile, Outcome, User
+from duet._schema import ProfileSchema
+from duet._settings import Sampling
+
+Pair = tuple[User, Item]
+
+
+class JointProfiler:
+    """Writes the profiles of a user and an item, aligned with each other, in one generation (DUET).
+
+    Holds settings only, so one profiler may serve any number of tasks.
+
+    Args:
+        endpoint: What generates.
+        prompt: What the model is asked, and in which shape it answers.
+        sampling: How to sample; 896 tokens are the paper's limit.
+        ledger: Where finished generations are kept and looked up.
+        constrained: Decode under the schema's grammar, for models that do not keep to the form by themselves.
+
+    Example:
+        ```python
+        async with HTTPEndpoint("http://127.0.0.1:8000/v1", "Qwen/Qwen3-8B") as endpoint:
+            profile = await JointProfiler(endpoint).profile(user, item)
+        ```
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        prompt: JointPrompt = JointPrompt(),
+        sampling: Sampling = Sampling(max_tokens=896),
+        ledger: Ledger | None = None,
+        constrained: bool = False,
+    ) -> None:
+        if "profile" not in prompt.schema.sections:
+            raise ConfigurationError(f"a JointProfiler needs the section 'profile', got {prompt.schema.sections!r}")
+        self._endpoint = endpoint
+        self._prompt = prompt
+        self._sampling = sampling
+        self._ledger = ledger
+        self._constrained = constrained
+
+    async def profile(self, user: User, item: Item, *, cues: Cues | None = None) -> JointProfile:
+        """The joint profile of one pair.
+
+        Args:
+            user: With the history to go by.
+            item: With the evidence to go by.
+            cues: Cues to build on instead of writing new ones.
+
+        Raises:
+            EndpointError: The infrastructure's fault.
+            CompletionError: The completion is no profile.
+            LedgerError: The ledger cannot be read or written.
+        """
+        job = self._job(user, item, cues)
+        completion = await read_through(self._ledger, self._endpoint, job.messages, job.sampling, job.schema)
+        return parse_profile(completion, job.schema, cues)
+
+    def stream(self, user: User, item: Item, *, cues: Cues | None = None) -> AbstractAsyncContextManager[ProfileStream]:
+        """The same as it is written: ``async with profiler.stream(…) as events``, then ``async for event in events``.
+
+        Leaving the block early stops the generation on the server. Errors come as from `profile`, on entering the block
+        or while iterating.
+
+        Args:
+            user: With the history to go by.
+            item: With the evidence to go by.
+            cues: Cues to build on instead of writing new ones.
+        """
+        return self._stream(self._job(user, item, cues), cues)
+
+    def profile_many(
+        self, pairs: Iterable[Pair] | AsyncIterable[Pair], *, concurrency: int = 32
+    ) -> AbstractAsyncContextManager[AsyncIterator[Outcome]]:
+        """Profiles of any number of pairs, as they finish: as many outcomes as pairs.
+
+        Pairs are drawn as they are needed: at most `concurrency` are drawn and not yet handed over. A pair that fails
+        is an outcome with an error. With a ledger, pairs that are in it cost nothing, so a run that broke off is run
+        again.
+
+        Args:
+            pairs: (user, item), from an iterable or an async iterable of any length.
+            concurrency: Most pairs under way.
+
+        Raises:
+            ConfigurationError: `concurrency` is below 1.
+        """
+        return map_unordered(self._outcome, pairs, concurrency)
+
+    async def _outcome(self, index: int, pair: Pair) -> Outcome:
+        user: User | None = None
+        item: Item | None = None
+        try:
+            user, item = _checked(pair, index)
+            return Outcome(index=index, user=user, item=item, profile=await self.profile(user, item))
+        except Exception as exc:
+            return Outcome(index=index, user=user, item=item, error=exc)
+
+    def _job(self, user: User, item: Item, cues: Cues | None) -> _Job:
+        schema = self._prompt.schema_for(cues)
+        sampling = self._sampling.under_grammar(schema.grammar()) if self._constrained else self._sampling
+        return _Job(self._prompt.render(user, item, cues=cues), sampling, schema)
+
+    @asynccontextmanager
+    async def _stream(self, job: _Job, cues: Cues | None) -> AsyncIterator[ProfileStream]:
+        ledger, model = self._ledger, self._endpoint.model
+        digest = "" if ledger is None else digest_of(job.messages, model, job.sampling, job.schema)
+        kept = None if ledger is None else await ledger.get(digest)
+        if kept is not None:
+            yield ProfileStream(_replay(kept), job.schema, cues, None)
+            return
+
+        async def keep(completion: Completion) -> None:
+            if ledger is not None:
+                await ledger.put(digest, completion, model=model, messages=job.messages)
+
+        async with self._endpoint.stream(job.messages, job.sampling) as deltas:
+            yield ProfileStream(deltas, job.schema, cues, keep)
+
+
+class ProfileStream:
+    """The events of one profile: `SectionDelta` and `SectionDone` as they come, `GenerationDone` last."""
+
+    def __init__(
+        self,
+        deltas: AsyncIterator[TextDelta | GenerationEnd],
+        schema: ProfileSchema,
+        cues: Cues | None,
+        keep: Callable[[Completion], Awaitable[None]] | None,
+    ) -> None:
+        self._deltas = deltas
+        self._parser = SectionParser(schema)
+        self._cues = cues
+        self._keep = keep
+        self._events: deque[ProfileEvent] = deque()
+        self._profile: JointProfile | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ProfileEvent:
+        while not self._events:
+            if self._profile is not None:
+                raise StopAsyncIteration
+            await self._advance()
+        return self._events.popleft()
+
+    async def get_final_profile(self) -> JointProfile:
+        """Read to the end and return the profile.
+
+        Raises:
+            EndpointError: The infrastructure's fault.
+            CompletionError: The completion is no profile.
+        """
+        async for _ in self:
+            pass
+        assert self._profile is not None
+        return self._profile
+
+    async def _advance(self) -> None:
+        step = await anext(self._deltas, None)
+        if isinstance(step, TextDelta):
+            self._events.extend(self._parser.feed(step.text))
+        elif step is not None:
+            await self._finish(step.completion)
+        else:
+            raise IncompleteStream("the endpoint's stream ended without a GenerationEnd")
+
+    async def _finish(self, completion: Completion) -> None:
+        if self._keep is not None:
+            await self._keep(completion)
+        sections = self._parser.close(completion.finish_reason)
+        self._profile = joint_profile(sections, completion, self._cues)
+        self._events.append(GenerationDone(self._profile, completion.finish_reason))
+
+
+@attrs.frozen
+class _Job:
+    """What one profile asks of the endpoint."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    schema: ProfileSchema
+
+
+async def _replay(completion: Completion) -> AsyncIterator[TextDelta | GenerationEnd]:
+    yield TextDelta(completion.text)
+    yield GenerationEnd(completion)
+
+
+def _checked(pair: Pair, index: int) -> Pair:
+    if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], User) and isinstance(pair[1], Item):
+        return pair
+    raise RecordError(
+        f"pairs[{index}] must be a (User, Item) tuple, got {type(pair).__name__}", field=f"pairs[{index}]"
+    )

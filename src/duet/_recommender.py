@@ -1,0 +1,197 @@
+"""Recommenders: profiles in, a rating out. The caller's own model is one of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from duet._endpoint import Embedder, Endpoint
+from duet._errors import ConfigurationError, EndpointRejected, RatingError, RecordError
+from duet._ledger import Ledger, read_through
+from duet._parser import parse_rating
+from duet._prompts import RatingMode, RatingPrompt
+from duet._records import Completion, Item, JointProfile, Rating, RatingScale, TokenLogprob, User
+from duet._settings import Sampling
+
+
+class Recommender(Protocol):
+    """What predicts a rating. Any object of this shape will do."""
+
+    async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating | float:
+        """The rating that `user` would give `item`.
+
+        Args:
+            user: The user, with the history that may be seen.
+            item: The item, with the evidence that may be seen.
+            profile: Their joint profile; None to go by the records alone.
+        """
+
+
+def as_rating(predicted: Rating | float) -> Rating:
+    """What a recommender returned, as a record.
+
+    Raises:
+        RatingError: It is no finite number.
+    """
+    if isinstance(predicted, Rating):
+        return predicted
+    try:
+        return Rating(predicted)
+    except RecordError:
+        raise RatingError(f"the recommender returned {predicted!r}, no rating", text=repr(predicted)) from None
+
+
+class LLMRecommender:
+    """A frozen language model as recommender (DUET, "Prompts"; expected ratings as in Reason4Rec).
+
+    Args:
+        endpoint: What generates.
+        mode: "expected" reads one token's log-probabilities and returns the mean of the ratings they stand for;
+            "decimal" asks for two decimals; "integer" for a whole number.
+        scale: Where the rating lies. "expected" uses its whole numbers.
+        recent: How many of the user's most recent raw interactions stand beside the profile.
+        sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode.
+        ledger: Where finished generations are kept and looked up.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        mode: RatingMode = "expected",
+        scale: RatingScale = RatingScale(),
+        recent: int = 0,
+        sampling: Sampling = Sampling(temperature=0.0, seed=42),
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent)
+        self._scale = scale
+        self._ledger = ledger
+        if mode == "expected":
+            self._labels = self._prompt.labels
+            self._sampling = attrs.evolve(sampling, max_tokens=1, logprobs=True, top_logprobs=20)
+        else:
+            self._labels = {}
+            self._sampling = attrs.evolve(sampling, max_tokens=sampling.max_tokens or 20)
+
+    async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
+        """The rating that the model predicts.
+
+        Args:
+            user: Its recent interactions are shown where `recent` asks for them.
+            item: Its title is shown.
+            profile: Its texts are shown; None shows the records alone.
+
+        Raises:
+            EndpointError: The infrastructure's fault; also where "expected" gets no log-probabilities.
+            RatingError: The answer holds no rating on the scale.
+        """
+        messages = self._prompt.render(user, item, profile)
+        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling)
+        if self._labels:
+            return expected_rating(completion, self._labels)
+        return Rating(parse_rating(completion.text, self._scale), text=completion.text, usage=completion.usage)
+
+
+def expected_rating(completion: Completion, labels: dict[str, int]) -> Rating:
+    """The mean rating under the probabilities of the first token, over the labels that stand for ratings.
+
+    Args:
+        completion: With log-probabilities.
+        labels: One-token answers and their ratings.
+
+    Raises:
+        EndpointRejected: The endpoint gave no log-probabilities.
+        RatingError: None of the likeliest tokens is a label.
+    """
+    if not completion.logprobs:
+        raise EndpointRejected(
+            "the endpoint gave no log-probabilities: use mode='decimal' or 'integer'", status_code=200
+        )
+    weights = dict.fromkeys(labels.values(), 0.0)
+    for token, logprob in _alternatives(completion.logprobs[0]):
+        rating = labels.get(token.strip())
+        if rating is not None:
+            weights[rating] += math.exp(logprob)
+    total = math.fsum(weights.values())
+    if total <= 0:
+        raise RatingError(f"no rating among the likeliest tokens: {completion.text!r}", text=completion.text)
+    probabilities = tuple((float(rating), weight / total) for rating, weight in sorted(weights.items()))
+    mean = math.fsum(rating * probability for rating, probability in probabilities)
+    return Rating(mean, text=completion.text, probabilities=probabilities, usage=completion.usage)
+
+
+def _alternatives(first: TokenLogprob) -> Sequence[tuple[str, float]]:
+    """The likeliest tokens in the first place; some servers leave out the one they chose."""
+    chosen = (first.token, first.logprob)
+    return first.top_logprobs if chosen[0] in dict(first.top_logprobs) else (*first.top_logprobs, chosen)
+
+
+class EmbeddingRecommender:
+    """The nearness of the two profiles, as a rating.
+
+    Cosines are mapped on the scale in a straight line. That is not calibrated: right for ranking and for comparing
+    profiles, while a rating needs `low` and `high` chosen on training data. A side without a profile is represented by
+    what the records say of it.
+
+    Args:
+        embedder: What turns texts into vectors.
+        scale: Where the rating lies.
+        low: The cosine that stands for the lowest rating.
+        high: The cosine that stands for the highest rating.
+    """
+
+    def __init__(
+        self, embedder: Embedder, *, scale: RatingScale = RatingScale(), low: float = 0.0, high: float = 1.0
+    ) -> None:
+        if not -1 <= low < high <= 1:
+            raise ConfigurationError(f"need -1 <= low < high <= 1, got low={low:g} and high={high:g}")
+        self._embedder = embedder
+        self._scale = scale
+        self._low = low
+        self._high = high
+
+    async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
+        """The nearness of the two profiles on the scale.
+
+        Args:
+            user: Its titles stand in for a missing profile.
+            item: Its title and attributes stand in for a missing profile.
+            profile: Their joint profile.
+
+        Raises:
+            EndpointError: The infrastructure's fault.
+            RatingError: A vector is zero, so there is no angle.
+        """
+        sides = profile or JointProfile()
+        texts = (
+            sides.user.text if sides.user else _user_text(user),
+            sides.item.text if sides.item else _item_text(item),
+        )
+        similarity = cosine(*await self._embedder.embed(texts))
+        share = (similarity - self._low) / (self._high - self._low)
+        return Rating(self._scale.minimum + min(max(share, 0.0), 1.0) * self._scale.range)
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """The cosine of the angle between two vectors.
+
+    Raises:
+        RatingError: One of them is zero.
+    """
+    norm = math.hypot(*a) * math.hypot(*b)
+    if norm == 0:
+        raise RatingError("an embedding is the zero vector")
+    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / norm
+
+
+def _user_text(user: User) -> str:
+    return "; ".join(row.title for row in user.history[-10:] if row.title) or user.name or "no history"
+
+
+def _item_text(item: Item) -> str:
+    return "; ".join([item.title or "unknown title", *(value for _, value in item.attributes)])

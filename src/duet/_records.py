@@ -1,0 +1,435 @@
+"""Frozen records: what goes into a profile and what comes out.
+
+Ids must be usable as keys: empty ids, NUL and lone surrogates are refused. Free text is normalised instead, since logs
+of real users hold anything: NUL and lone surrogates become U+FFFD, so that every text can be encoded, stored and sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from duet._errors import RecordError
+
+_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _clean(value: object) -> str:
+    return _UNSENDABLE.sub("\ufffd", "" if value is None else str(value))
+
+
+def _clean_or_none(value: object) -> str | None:
+    return None if value is None else _clean(value)
+
+
+def _count(values: tuple[object, ...]) -> str:
+    return f"<{len(values)}>"
+
+
+def _check_id(record: object, field: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise RecordError(
+            f"{type(record).__name__}.{field.name} must be a non-empty str, got {value!r}", field=field.name
+        )
+    if _UNSENDABLE.search(value):
+        raise RecordError(
+            f"{type(record).__name__}.{field.name} holds NUL or a lone surrogate: {value!r}", field=field.name
+        )
+
+
+def _check_rating(record: object, field: attrs.Attribute[float], value: float) -> None:
+    if not math.isfinite(value):
+        raise RecordError(f"{type(record).__name__}.{field.name} must be finite, got {value!r}", field=field.name)
+
+
+def _check_time(record: object, field: attrs.Attribute[datetime | None], value: object) -> None:
+    if value is not None and not isinstance(value, datetime):
+        raise RecordError(
+            f"{type(record).__name__}.{field.name} must be a datetime or None, got {value!r}", field=field.name
+        )
+
+
+def _to_float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RecordError(f"rating must be a number, got {value!r}", field="rating") from None
+
+
+@attrs.frozen
+class RatingScale:
+    """The closed interval on which ratings live.
+
+    Args:
+        minimum: Lowest rating, in rating points.
+        maximum: Highest rating, in rating points.
+    """
+
+    minimum: float = attrs.field(default=1.0, converter=float)
+    maximum: float = attrs.field(default=5.0, converter=float)
+
+    def __attrs_post_init__(self) -> None:
+        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum < self.maximum):
+            raise RecordError(
+                f"a scale needs minimum < maximum, got {self.minimum:g} and {self.maximum:g}", field="minimum"
+            )
+
+    def __contains__(self, rating: float) -> bool:
+        return self.minimum <= rating <= self.maximum
+
+    def __str__(self) -> str:
+        return f"{self.minimum:g} to {self.maximum:g}"
+
+    @property
+    def range(self) -> float:
+        """Maximum minus minimum: M in the reward 1 − |r − r̂| / M (DUET, section "Reward")."""
+        return self.maximum - self.minimum
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """The whole numbers on the scale, ascending."""
+        return tuple(range(math.ceil(self.minimum), math.floor(self.maximum) + 1))
+
+    def clip(self, rating: float) -> float:
+        """The nearest rating on the scale."""
+        return min(max(rating, self.minimum), self.maximum)
+
+    def require(self, rating: float, field: str) -> None:
+        """Raise RecordError, naming `field`, unless `rating` is on the scale."""
+        if rating not in self:
+            raise RecordError(f"{field} is {rating:g}, off the scale of {self}", field=field)
+
+
+@attrs.frozen
+class Interaction:
+    """One rating that one user gave one item.
+
+    Args:
+        user: Id of the user.
+        item: Id of the item.
+        rating: In rating points; finite. The scale is checked where it is known (`Example`).
+        title: The item's title, as the user's history shows it.
+        review: The user's own words; any length, prompts cut it.
+        at: When. Times within one history are all naive, all aware, or all None.
+
+    Raises:
+        RecordError: A field does not hold.
+    """
+
+    user: str = attrs.field(kw_only=True, validator=_check_id)
+    item: str = attrs.field(kw_only=True, validator=_check_id)
+    rating: float = attrs.field(kw_only=True, converter=_to_float, validator=_check_rating)
+    title: str = attrs.field(kw_only=True, default="", converter=_clean)
+    review: str = attrs.field(kw_only=True, default="", converter=_clean, repr=False)
+    at: datetime | None = attrs.field(kw_only=True, default=None, validator=_check_time)
+
+
+def _has_zone(at: datetime) -> bool:
+    return at.utcoffset() is not None
+
+
+def _check_one_clock(times: Iterable[tuple[str, datetime | None]]) -> None:
+    """Naive and aware times cannot be ordered, so one mixture is refused as a whole."""
+    zoned: bool | None = None
+    for field, at in times:
+        if at is None:
+            continue
+        if zoned is not None and _has_zone(at) != zoned:
+            raise RecordError(f"{field} mixes naive and aware times: {at!r}", field=field)
+        zoned = _has_zone(at)
+
+
+def _sorted_history(rows: Iterable[Interaction], field: str) -> tuple[Interaction, ...]:
+    """Oldest first, undated rows before dated ones in the order given, exact duplicates once."""
+    unique = tuple(dict.fromkeys(rows))
+    for index, row in enumerate(unique):
+        if not isinstance(row, Interaction):
+            raise RecordError(
+                f"{field}[{index}] must be an Interaction, got {type(row).__name__}", field=f"{field}[{index}]"
+            )
+    _check_one_clock((f"{field}[{index}].at", row.at) for index, row in enumerate(unique))
+    undated = tuple(row for row in unique if row.at is None)
+    dated = [row for row in unique if row.at is not None]
+    return undated + tuple(sorted(dated, key=lambda row: row.at or datetime.min))
+
+
+def _history(rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
+    return _sorted_history(rows, "history")
+
+
+def _evidence(rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
+    return _sorted_history(rows, "evidence")
+
+
+def _before(rows: tuple[Interaction, ...], at: datetime | None, user: str, item: str) -> tuple[Interaction, ...]:
+    if at is None:
+        return tuple(row for row in rows if (row.user, row.item) != (user, item))
+    return tuple(row for row in rows if row.at is not None and row.at < at)
+
+
+@attrs.frozen
+class User:
+    """A user and what they did: `history` is kept oldest first, exact duplicates once.
+
+    Raises:
+        RecordError: The id is empty, a row belongs to another user, or naive and aware times are mixed.
+    """
+
+    id: str = attrs.field(validator=_check_id)
+    history: tuple[Interaction, ...] = attrs.field(default=(), converter=_history, repr=_count)
+    name: str | None = attrs.field(default=None, kw_only=True, converter=_clean_or_none)
+
+    def __attrs_post_init__(self) -> None:
+        for index, row in enumerate(self.history):
+            if row.user != self.id:
+                raise RecordError(
+                    f"history[{index}].user is {row.user!r}, not {self.id!r}", field=f"history[{index}].user"
+                )
+
+
+def _pairs(attributes: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((_clean(key), _clean(value)) for key, value in dict(attributes).items()))
+
+
+@attrs.frozen
+class Item:
+    """An item and what others said of it: `evidence` is kept oldest first, exact duplicates once.
+
+    Args:
+        id: Id of the item.
+        evidence: Interactions of any users with this item.
+        title: Its title, where known.
+        attributes: What else is known, as a mapping; kept as sorted pairs, so that the record can be hashed. Averages
+            and review counts of public data sets hold the target's own rating: leave them out.
+
+    Raises:
+        RecordError: The id is empty, a row belongs to another item, or naive and aware times are mixed.
+    """
+
+    id: str = attrs.field(validator=_check_id)
+    evidence: tuple[Interaction, ...] = attrs.field(default=(), converter=_evidence, repr=_count)
+    title: str | None = attrs.field(default=None, kw_only=True, converter=_clean_or_none)
+    attributes: tuple[tuple[str, str], ...] = attrs.field(default=(), kw_only=True, converter=_pairs)
+
+    def __attrs_post_init__(self) -> None:
+        for index, row in enumerate(self.evidence):
+            if row.item != self.id:
+                raise RecordError(
+                    f"evidence[{index}].item is {row.item!r}, not {self.id!r}", field=f"evidence[{index}].item"
+                )
+
+
+@attrs.frozen
+class Example:
+    """A pair whose rating is known: what training and evaluation run on.
+
+    Whatever does not lie strictly before the target is left out of history and evidence here, once and for all: with a
+    time, every row that is not older; without one, every row of the same user with the same item.
+
+    Args:
+        user: With any history.
+        item: With any evidence.
+        rating: The true rating, in rating points.
+        at: When it was given.
+        candidates: Other items to rank beside it.
+        scale: The scale of all its ratings.
+
+    Raises:
+        RecordError: A rating is off the scale, or naive and aware times are mixed.
+    """
+
+    user: User
+    item: Item
+    rating: float = attrs.field(converter=_to_float, validator=_check_rating)
+    at: datetime | None = attrs.field(default=None, kw_only=True, validator=_check_time)
+    candidates: tuple[Item, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
+    scale: RatingScale = attrs.field(default=RatingScale(), kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _check_one_clock(
+            [("at", self.at)]
+            + [(f"user.history[{i}].at", row.at) for i, row in enumerate(self.user.history)]
+            + [(f"item.evidence[{i}].at", row.at) for i, row in enumerate(self.item.evidence)]
+        )
+        history = _before(self.user.history, self.at, self.user.id, self.item.id)
+        evidence = _before(self.item.evidence, self.at, self.user.id, self.item.id)
+        # A frozen attrs class offers no other way to narrow its own fields once all of them are known.
+        object.__setattr__(self, "user", attrs.evolve(self.user, history=history))
+        object.__setattr__(self, "item", attrs.evolve(self.item, evidence=evidence))
+        self.scale.require(self.rating, "rating")
+        for name, rows in (("user.history", history), ("item.evidence", evidence)):
+            for index, row in enumerate(rows):
+                self.scale.require(row.rating, f"{name}[{index}].rating")
+
+
+@attrs.frozen
+class Usage:
+    """Tokens of one generation, as the endpoint counted them.
+
+    Args:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens generated.
+        cached_tokens: Of the prompt's tokens, those served from the prefix cache.
+        estimated: True where the endpoint gave no usage and the numbers are ours (four characters a token in the
+            prompt, one token a chunk in a stream).
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = attrs.field(default=0, kw_only=True)
+    estimated: bool = attrs.field(default=False, kw_only=True)
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@attrs.frozen
+class TokenLogprob:
+    """One generated token, its natural-log probability, and the likeliest tokens in its place as (token, logprob)."""
+
+    token: str
+    logprob: float
+    top_logprobs: tuple[tuple[str, float], ...] = ()
+
+
+@attrs.frozen
+class Completion:
+    """One finished generation.
+
+    Args:
+        text: The answer, without what the endpoint itself split off as reasoning.
+        finish_reason: "stop", "length", "content_filter", or None where the endpoint gave none.
+        model: Model name as the endpoint reports it.
+        usage: Tokens spent.
+        logprobs: One entry a token where they were asked for.
+        reasoning: What the endpoint split off (``reasoning_content``).
+    """
+
+    text: str = attrs.field(repr=False)
+    finish_reason: str | None = attrs.field(default="stop", kw_only=True)
+    model: str = attrs.field(default="", kw_only=True)
+    usage: Usage | None = attrs.field(default=None, kw_only=True)
+    logprobs: tuple[TokenLogprob, ...] = attrs.field(default=(), kw_only=True, repr=_count)
+    reasoning: str = attrs.field(default="", kw_only=True, repr=False)
+
+
+@attrs.frozen
+class Cues:
+    """The short cues of both sides; None for a side that was not asked for (DUET, stage 1)."""
+
+    user: str | None = None
+    item: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Profile:
+    """One side of a joint profile.
+
+    Args:
+        text: The profile itself: the section tagged ``<profile>``.
+        cue: Short cues it grew from; None where the schema has no such section.
+        constructed_prompt: What the model asked itself to write; None where the schema has no such section.
+    """
+
+    text: str
+    cue: str | None = None
+    constructed_prompt: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class JointProfile:
+    """What one generation made of a user and an item.
+
+    Args:
+        user: None where the schema leaves this side out.
+        item: None where the schema leaves this side out.
+        completion: The whole text as it came: `RewardEnv.score` takes it.
+        model: Model name as the endpoint reports it.
+        usage: Tokens spent.
+    """
+
+    user: Profile | None = None
+    item: Profile | None = None
+    completion: str = attrs.field(default="", repr=False)
+    model: str = ""
+    usage: Usage | None = None
+
+
+@attrs.frozen
+class Rating:
+    """A predicted rating.
+
+    Args:
+        value: In rating points.
+        text: The recommender's own words, where it has any.
+        probabilities: (rating, probability) pairs, ascending, where it gives a distribution.
+        usage: Tokens spent.
+    """
+
+    value: float = attrs.field(converter=_to_float, validator=_check_rating)
+    text: str = attrs.field(default="", kw_only=True)
+    probabilities: tuple[tuple[float, float], ...] = attrs.field(default=(), kw_only=True)
+    usage: Usage | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.frozen
+class Reward:
+    """What one completion earned.
+
+    Args:
+        value: The weighted sum of the terms; the format penalty for a completion that is no profile; None where nothing
+            can be said of the policy (then leave the sample out: it is not a zero).
+        rating: What the recommender predicted, where a term asked one.
+        terms: Name to value, before weighting; read only.
+        error: What went wrong, if anything did.
+    """
+
+    value: float | None
+    rating: Rating | None = attrs.field(default=None, kw_only=True)
+    terms: Mapping[str, float] = attrs.field(factory=dict, kw_only=True, hash=False)
+    error: Exception | None = attrs.field(default=None, kw_only=True, eq=False)
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What became of one pair of a bulk run: a profile or an error, never neither.
+
+    Args:
+        index: Place of the pair in the input, from 0.
+        user: The pair's user; None where the input was no pair.
+        item: The pair's item; None where the input was no pair.
+        profile: The profile, or None.
+        error: Why there is none, or None.
+    """
+
+    index: int
+    user: User | None = None
+    item: Item | None = None
+    profile: JointProfile | None = None
+    error: Exception | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """What became of one item that was ranked for a user.
+
+    Args:
+        index: Place of the item in the input, from 0.
+        item: The item.
+        profile: The joint profile made for it, or None.
+        rating: What the recommender predicts, or None.
+        error: Why there is none, or None.
+    """
+
+    index: int
+    item: Item
+    profile: JointProfile | None = None
+    rating: Rating | None = None
+    error: Exception | None = attrs.field(default=None, eq=False)
