@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from duet._errors import MalformedCompletion, RatingError, TruncatedCompletion
 from duet._events import SectionDelta, SectionDone
 from duet._records import Completion, Cues, JointProfile, Profile, RatingScale
-from duet._schema import ProfileSchema, Slot, block
+from duet._schema import ProfileSchema, Slot, block, is_blank
 
 SectionEvent = SectionDelta | SectionDone
 
@@ -23,9 +23,9 @@ class SectionParser:
     """Finds the sections of a schema in a completion that arrives in pieces.
 
     Any way to cut the text gives the same sections. Tags are matched without regard to case. A section counts inside
-    its side's block only, the first of its name wins, and a blank one is missing. Text outside the tags is passed over,
-    and so is ``<think>…</think>``; a ``</think>`` whose opening tag was part of the prompt drops all that stood before
-    it.
+    its side's block only, the first of its name wins, and one of white space and punctuation alone is missing. Text
+    outside the tags is passed over, and so is ``<think>…</think>``; a ``</think>`` whose opening tag was part of the
+    prompt drops all that stood before it.
 
     Example:
         >>> parser = SectionParser(ProfileSchema(sides="user", sections="profile"))
@@ -134,8 +134,8 @@ class SectionParser:
         self._tags = self._states["", ""]
 
     def _end_section(self, events: list[SectionEvent]) -> None:
-        if self._text:
-            text = "".join(self._text)
+        text = "".join(self._text)
+        if not is_blank(text):
             self._done[self._side, self._section] = text
             events.append(SectionDone(self._side, self._section, text))
         self._enter_side(self._side)

@@ -53,7 +53,8 @@ class LLMRecommender:
             "decimal" asks for two decimals; "integer" for a whole number.
         scale: Where the rating lies. "expected" uses its whole numbers.
         recent: How many of the user's most recent raw interactions stand beside the profile.
-        sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode.
+        sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode; a rating
+            that is not among `top_logprobs` counts as impossible, so ask for more where the engine gives more than 20.
         ledger: Where finished generations are kept and looked up.
     """
 
@@ -72,8 +73,9 @@ class LLMRecommender:
         self._scale = scale
         self._ledger = ledger
         if mode == "expected":
+            wanted = sampling.top_logprobs or 20  # the most that OpenAI and, by default, vLLM give
             self._labels = self._prompt.labels
-            self._sampling = attrs.evolve(sampling, max_tokens=1, logprobs=True, top_logprobs=20)
+            self._sampling = attrs.evolve(sampling, max_tokens=1, logprobs=True, top_logprobs=wanted)
         else:
             self._labels = {}
             self._sampling = attrs.evolve(sampling, max_tokens=sampling.max_tokens or 20)

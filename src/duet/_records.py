@@ -166,10 +166,12 @@ def _evidence(rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
     return _sorted_history(rows, "evidence")
 
 
-def _before(rows: tuple[Interaction, ...], at: datetime | None, user: str, item: str) -> tuple[Interaction, ...]:
-    if at is None:
-        return tuple(row for row in rows if (row.user, row.item) != (user, item))
+def _before(rows: Iterable[Interaction], at: datetime) -> tuple[Interaction, ...]:
     return tuple(row for row in rows if row.at is not None and row.at < at)
+
+
+def _without(rows: Iterable[Interaction], user: str, item: str) -> tuple[Interaction, ...]:
+    return tuple(row for row in rows if (row.user, row.item) != (user, item))
 
 
 @attrs.frozen
@@ -190,6 +192,10 @@ class User:
                 raise RecordError(
                     f"history[{index}].user is {row.user!r}, not {self.id!r}", field=f"history[{index}].user"
                 )
+
+    def before(self, at: datetime) -> User:
+        """The same user with what lies strictly before `at`; rows without a time cannot be shown to, and go."""
+        return attrs.evolve(self, history=_before(self.history, at))
 
 
 def _pairs(attributes: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
@@ -222,6 +228,10 @@ class Item:
                 raise RecordError(
                     f"evidence[{index}].item is {row.item!r}, not {self.id!r}", field=f"evidence[{index}].item"
                 )
+
+    def before(self, at: datetime) -> Item:
+        """The same item with what lies strictly before `at`; rows without a time cannot be shown to, and go."""
+        return attrs.evolve(self, evidence=_before(self.evidence, at))
 
 
 @attrs.frozen
@@ -256,13 +266,17 @@ class Example:
             + [(f"user.history[{i}].at", row.at) for i, row in enumerate(self.user.history)]
             + [(f"item.evidence[{i}].at", row.at) for i, row in enumerate(self.item.evidence)]
         )
-        history = _before(self.user.history, self.at, self.user.id, self.item.id)
-        evidence = _before(self.item.evidence, self.at, self.user.id, self.item.id)
+        if self.at is None:
+            pair = self.user.id, self.item.id
+            user = attrs.evolve(self.user, history=_without(self.user.history, *pair))
+            item = attrs.evolve(self.item, evidence=_without(self.item.evidence, *pair))
+        else:
+            user, item = self.user.before(self.at), self.item.before(self.at)
         # A frozen attrs class offers no other way to narrow its own fields once all of them are known.
-        object.__setattr__(self, "user", attrs.evolve(self.user, history=history))
-        object.__setattr__(self, "item", attrs.evolve(self.item, evidence=evidence))
+        object.__setattr__(self, "user", user)
+        object.__setattr__(self, "item", item)
         self.scale.require(self.rating, "rating")
-        for name, rows in (("user.history", history), ("item.evidence", evidence)):
+        for name, rows in (("user.history", user.history), ("item.evidence", item.evidence)):
             for index, row in enumerate(rows):
                 self.scale.require(row.rating, f"{name}[{index}].rating")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import attrs
@@ -12,6 +13,11 @@ SIDES = ("user", "item")
 SECTIONS = ("cue", "constructed_prompt", "profile")
 
 Slot = tuple[str, str]
+
+# ASCII control characters, white space and punctuation, then the other white space and the ellipsis: what may not stand
+# alone in a section. One character class serves the grammar and the parser.
+_FILLER = r"\x00-/:-@\[-`{-\xA0\u1680\u2000-\u200A\u2026\u2028\u2029\u202F\u205F\u3000"
+_SUBSTANCE = re.compile(f"[^{_FILLER}]")
 
 
 def _ordered(chosen: Iterable[str], known: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -71,9 +77,10 @@ class ProfileSchema:
     def grammar(self) -> str:
         """A GBNF grammar of the completions that parse, for engines that decode under one.
 
-        A section starts with a visible character and holds no "<", so it is never blank and never holds a tag.
+        A section starts with neither white space nor punctuation and holds no "<", so it is never blank and never
+        holds a tag.
         """
-        lead, rest = r"[^< \t\r\n]", r"[^<]"
+        lead, rest = rf"[^{_FILLER}]", "[^<]"
         rules = [f"root ::= {' nl '.join(block(side).replace('_', '-') for side in self.sides)}"]
         for side in self.sides:
             parts = [_literal(f"<{block(side)}>"), *(name.replace("_", "-") for name in self.sections)]
@@ -89,6 +96,11 @@ class ProfileSchema:
 def block(side: str) -> str:
     """The tag around one side."""
     return f"{side}_profile"
+
+
+def is_blank(text: str) -> bool:
+    """True for a section without content: white space and punctuation alone, as in a copied "..."."""
+    return _SUBSTANCE.search(text) is None
 
 
 def _literal(text: str) -> str:
