@@ -289,12 +289,14 @@ def test_attributes_survive_evolve() -> None:
 # Hashing and pickling
 
 
+CANDIDATES: dict[str, Any] = {"candidates": [Item("k")]}
+STOP: dict[str, Any] = {"stop": ["a"], "extra_body": {"top_k": 20}}
 RECORDS: list[object] = [
     RatingScale(0, 10),
     row(title="t", review="r", at=AWARE),
     User("u", [row(at=NAIVE)], name="Ann"),
     Item("i", [row(at=NAIVE)], title="t", attributes={"a": "1"}),
-    Example(User("u", [row(item="j", at=NAIVE)]), Item("i"), 3, at=days(1), candidates=[Item("k")]),
+    Example(User("u", [row(item="j", at=NAIVE)]), Item("i"), 3, at=days(1), **CANDIDATES),
     Usage(3, 4, cached_tokens=1, estimated=True),
     TokenLogprob("5", -0.1, (("5", -0.1), ("4", -2.4))),
     Completion("text", finish_reason="length", model="m", usage=Usage(1, 2), logprobs=(TokenLogprob("t", -1.0),)),
@@ -311,7 +313,7 @@ RECORDS: list[object] = [
     GenerationEnd(Completion("t")),
     GenerationDone(JointProfile(), "stop"),
     ProfileSchema(sides="user", sections="profile", max_chars=9),
-    Sampling(temperature=0.5, stop=("a",), extra_body={"top_k": 20}),
+    Sampling(temperature=0.5, **STOP),
     Deadlines(total=None),
     EndpointSettings("http://h/v1", "m", "k"),
     JointPrompt(history_limit=3),

@@ -17,7 +17,7 @@ from duet._prompts import Message
 from duet._records import Completion
 from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
 from duet._sse import ChatDecoder, load, read_completion, read_embeddings
-from duet._wire import HTTPWire, OpenAIWire, Wire
+from duet._wire import Wire
 
 if TYPE_CHECKING:
     import ssl
@@ -221,6 +221,8 @@ class HTTPEndpoint(_ChatEndpoint):
         accept_open_end: bool = False,
         verify: ssl.SSLContext | bool = True,
     ) -> None:
+        from duet._wire_http import HTTPWire  # httpx takes 40 ms to import
+
         super().__init__(
             HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify),
             model,
@@ -270,6 +272,8 @@ class AsyncOpenAIEndpoint(_ChatEndpoint):
         retries: int = 2,
         accept_open_end: bool = False,
     ) -> None:
+        from duet._wire_openai import OpenAIWire
+
         super().__init__(
             OpenAIWire(client),
             model,
@@ -309,6 +313,8 @@ class HTTPEmbedder:
     ) -> None:
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
+        from duet._wire_http import HTTPWire
+
         self._wire = HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify)
         self._caller = Caller(self._wire, deadlines=deadlines, retries=retries, secret=api_key)
         self._model = model

