@@ -1,7 +1,8 @@
 """Profiles of users and items in plain language, for recommenders; and the reward that trains them."""
 
 from duet._cues import CueExtractor
-from duet._endpoint import AsyncOpenAIEndpoint, Embedder, Endpoint, HTTPEmbedder, HTTPEndpoint
+from duet._embedder import Embedder, HTTPEmbedder
+from duet._endpoint import AsyncOpenAIEndpoint, Endpoint, HTTPEndpoint
 from duet._errors import (
     CompletionError,
     ConfigurationError,

@@ -64,7 +64,9 @@ def quote(text: str, limit: int | None = None) -> str:
     line = " ".join(text.split())
     if limit is not None and len(line) > limit:
         line = line[:limit].rstrip() + "…"
-    return "".join(filter(_is_text, line)).translate(_ANGLES)
+    if not line.isprintable():
+        line = "".join(filter(_is_text, line))
+    return line.translate(_ANGLES)
 
 
 def _rows(rows: Sequence[Interaction], review_chars: int, *, titled: bool) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import attrs
 
-from duet._endpoint import Embedder, Endpoint
+from duet._embedder import Embedder
+from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, EndpointRejected, RatingError, RecordError
 from duet._ledger import Ledger, read_through
 from duet._parser import parse_rating

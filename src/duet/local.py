@@ -19,6 +19,7 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
+from duet._embedder import HTTPEmbedder
 from duet._endpoint import HTTPEndpoint
 from duet._errors import ConfigurationError, MissingExtraError
 from duet._prompts import Message
@@ -55,6 +56,14 @@ class LocalEngine:
         patient = {"engine": "llama.cpp", "deadlines": Deadlines(first_token=None, idle=None, total=None)}
         return HTTPEndpoint(self.base_url, self.model, **{**patient, **settings})
 
+    def embedder(self, **settings: Any) -> HTTPEmbedder:
+        """An embedder for it, where it was started with ``embedding=True``.
+
+        Args:
+            settings: Keyword arguments of `HTTPEmbedder`.
+        """
+        return HTTPEmbedder(self.base_url, self.model, **settings)
+
     def close(self) -> None:
         """Stop the server; a second call does nothing. Requests under way break off."""
         self._server = None
@@ -82,7 +91,7 @@ def start(
         context: Tokens of prompt and completion together for each of them. `context_for` sizes it to given prompts.
         threads: Threads that compute; None takes one less than there are cores, since spinning threads on every core
             collapse as soon as anything else runs.
-        embedding: Serve embeddings instead of completions.
+        embedding: Serve embeddings (mean pooling) beside completions.
 
     Raises:
         MissingExtraError: The engine or the packaged model is not installed.
@@ -104,7 +113,9 @@ def start(
     params.port = 0
     params.n_parallel = parallel
     params.n_ctx = parallel * context
-    params.embedding = embedding
+    if embedding:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.verbosity = -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
     try:

@@ -1,0 +1,99 @@
+"""Embeddings over any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, Self
+
+from duet._caller import Caller
+from duet._errors import ConfigurationError
+from duet._settings import Deadlines
+from duet._sse import read_embeddings
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors. Any object of this shape will do."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """One vector a text, in order, all of one length."""
+
+
+class HTTPEmbedder:
+    """Embeddings from an OpenAI-compatible server.
+
+    Args:
+        base_url: As for `HTTPEndpoint`.
+        model: Name of the embedding model.
+        api_key: As for `HTTPEndpoint`.
+        headers: As for `HTTPEndpoint`.
+        batch_size: Most texts in one request.
+        deadlines: As for `HTTPEndpoint`; `total` holds for each request.
+        retries: As for `HTTPEndpoint`.
+        verify: As for `HTTPEndpoint`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        batch_size: int = 256,
+        deadlines: Deadlines = Deadlines(),
+        retries: int = 2,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
+        from duet._wire_http import HTTPWire
+
+        self._wire = HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify)
+        self._caller = Caller(self._wire, deadlines=deadlines, retries=retries, secret=api_key)
+        self._model = model
+        self._batch_size = batch_size
+
+    @property
+    def model(self) -> str:
+        """Name of the embedding model."""
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections."""
+        await self._wire.aclose()
+
+    async def embed(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        """One vector a text, in order.
+
+        Args:
+            texts: Any number; none gives an empty list without a request.
+
+        Raises:
+            EndpointError: See the error tree.
+        """
+        vectors: list[Sequence[float]] = []
+        for start in range(0, len(texts), self._batch_size):
+            vectors += await self._embed_batch(texts[start : start + self._batch_size])
+        return vectors
+
+    async def _embed_batch(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        ends = self._caller.ends()
+
+        async def attempt() -> list[Sequence[float]]:
+            body = {"model": self._model, "input": list(texts)}
+            async with self._caller.exchange("embeddings", body, None, ends) as exchange:
+                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
+
+        return await self._caller.retrying(ends, attempt)

