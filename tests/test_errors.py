@@ -10,7 +10,6 @@ import re
 import pytest
 
 import duet
-from duet import _errors
 from duet import (
     CompletionError,
     ConfigurationError,
@@ -25,6 +24,7 @@ from duet import (
     RatingError,
     RecordError,
     TruncatedCompletion,
+    _errors,
 )
 
 BASES: dict[type[Exception], tuple[type[Exception], ...]] = {

@@ -500,6 +500,12 @@ class TestConnections:
             assert b"connection: close" in head
             await until(lambda: server.open_connections == 0)
 
+    async def test_are_closed_where_the_answer_says_so(self) -> None:
+        """An answer with `Connection: close` among its headers is the last on its connection."""
+        async with FakeServer(Answer(headers={"connection": "close"})) as server, connect(server) as stream:
+            await stream.send(http_request(head=""))
+            assert (await read_to_end(stream)).startswith(b"HTTP/1.1 200")
+
     async def test_are_closed_for_old_clients(self) -> None:
         """HTTP/1.0 closes the connection after the answer."""
         async with FakeServer() as server:
@@ -688,6 +694,11 @@ class TestFaults:
             _, body = await exchange(server, http_request(fields))
         assert (b"".join(unchunked(body)) if fields else body) == b"data: x\n\n"
         assert time.monotonic() - started >= 0.008
+
+    async def test_drip_of_nothing(self) -> None:
+        """ "drip" of an empty body is its head."""
+        async with FakeServer(Answer(body=b"", fault="drip")) as server:
+            assert (await exchange(server, http_request()))[1] == b""
 
     async def test_bad_json(self) -> None:
         """ "bad_json" puts an event among the others that no parser takes."""

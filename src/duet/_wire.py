@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import anyio
@@ -34,12 +35,13 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    chunks: AsyncIterator[bytes]
+    chunks: Chunks
     close: Callable[[], Awaitable[None]] = attrs.field(repr=False)
 
     async def aclose(self) -> None:
         """Close the body. Where it was not read to its end the connection goes too, and a server stops generating."""
         with anyio.CancelScope(shield=True):
+            await self.chunks.aclose()
             await self.close()
 
 
@@ -76,15 +78,39 @@ def encode(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-async def guarded(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes; what breaks below HTTP becomes a WireFailure."""
-    try:
-        async for chunk in chunks:
-            yield chunk
-    except Exception as exc:
-        if not is_wire_failure(exc):
+class Chunks:
+    """The bytes of a body as a library yields them; what breaks below HTTP becomes a WireFailure."""
+
+    def __init__(self, source: AsyncIterable[bytes]) -> None:
+        self._source = source.__aiter__()
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._source.__anext__()
+        except StopAsyncIteration:
+            self._over = True
             raise
-        raise failure_of(exc) from exc
+        except Exception as exc:
+            if not is_wire_failure(exc):
+                raise
+            raise failure_of(exc) from exc
+
+    async def aclose(self) -> None:
+        """Give up the rest.
+
+        Libraries read through generators within generators, and closing the outermost leaves the others to the garbage
+        collector, of which trio complains. A cancelled read ends them all.
+        """
+        if self._over:
+            return
+        with anyio.CancelScope() as scope, suppress(StopAsyncIteration, WireFailure):
+            scope.cancel()
+            while True:
+                await self.__anext__()
 
 
 def is_wire_failure(exc: Exception) -> bool:

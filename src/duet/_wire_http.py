@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from duet._wire import Answer, encode, failure_of, guarded, is_wire_failure, public_address
+from duet._wire import Answer, Chunks, encode, failure_of, is_wire_failure, public_address
 
 KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 
@@ -47,9 +47,9 @@ class HTTPWire:
             raise failure_of(exc) from exc
         body_stream = response.stream
         if "content-encoding" in response.headers or not isinstance(body_stream, httpx.AsyncByteStream):
-            return Answer(response.status_code, response.headers, guarded(response.aiter_bytes()), response.aclose)
+            return Answer(response.status_code, response.headers, Chunks(response.aiter_bytes()), response.aclose)
         # The bare stream skips the bookkeeping of aiter_bytes, which only an encoding that was not asked for needs.
-        return Answer(response.status_code, response.headers, guarded(body_stream), response.aclose)
+        return Answer(response.status_code, response.headers, Chunks(body_stream), response.aclose)
 
     async def aclose(self) -> None:
         transport, self._transport = self._transport, None

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from duet._wire import Answer, failure_of, guarded
+from duet._wire import Answer, Chunks, failure_of
 
 
 class OpenAIWire:
@@ -32,7 +32,7 @@ class OpenAIWire:
         async def close() -> None:
             await manager.__aexit__(None, None, None)
 
-        return Answer(response.status_code, response.headers, guarded(response.iter_bytes()), close)
+        return Answer(response.status_code, response.headers, Chunks(response.iter_bytes()), close)
 
     async def aclose(self) -> None:
         """Nothing: the client is the caller's."""
@@ -55,4 +55,4 @@ def _whole_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answe
     async def close() -> None:
         pass
 
-    return Answer(status, headers, chunks(), close)
+    return Answer(status, headers, Chunks(chunks()), close)

@@ -408,7 +408,7 @@ class FakeServer:
         try:
             request = await connection.read_request()
         except _BadRequest as exc:
-            return await self._perform(connection, _plan(_refusal(exc.status, str(exc)), keep=False))
+            return await self._perform(connection, _planned(_refusal(exc.status, str(exc)), keep=False))
         if request is None:
             return False
         self.requests.append(request)
@@ -434,11 +434,11 @@ class FakeServer:
         try:
             answer = self._choose(request)
             if isinstance(answer, Transcript):
-                return _plan_transcript(answer)
-            return _plan(answer, self._content(answer, request), keep=keep)
+                return _replay(answer)
+            return _planned(answer, self._content(answer, request), keep=keep)
         except Exception as exc:
             self._failure = self._failure or exc
-            return _plan(_refusal(500, f"the fake server has no answer: {exc!r}"), keep=keep)
+            return _planned(_refusal(500, f"the fake server has no answer: {exc!r}"), keep=keep)
 
     def _choose(self, request: Request) -> Answer | Transcript:
         if self._api_key is not None and request.headers.get("authorization") != f"Bearer {self._api_key}":
@@ -631,42 +631,45 @@ class _Content:
         return [self.frames[0][: len(self.frames[0]) // 2]]
 
 
-def _plan_transcript(transcript: Transcript) -> _Plan:
+def _replay(transcript: Transcript) -> _Plan:
     step = transcript.cut or max(1, len(transcript.data))
     pieces = [transcript.data[at : at + step] for at in range(0, len(transcript.data), step)]
-    return _Plan(
-        [(transcript.pace if at else 0.0, piece) for at, piece in enumerate(pieces)], _end(transcript.keeps_alive)
-    )
+    writes = [(transcript.pace if at else 0.0, piece) for at, piece in enumerate(pieces)]
+    return _Plan(writes, "keep" if transcript.keeps_alive else "close")
 
 
-def _plan(answer: Answer, content: _Content | None = None, *, keep: bool) -> _Plan:
-    content = content or _given(answer)
+def _planned(answer: Answer, content: _Content | None = None, *, keep: bool) -> _Plan:
     if answer.fault in _SILENT:
         return _Plan([(answer.first_after, b"")], answer.fault)
+    content = content or _given(answer)
     breaks = _BREAKS.get(answer.fault)
     frames = content.frames if breaks is None else content.first_half
+    pace = answer.pace
     if answer.fault == "drip":
-        frames = [bytes((byte,)) for frame in frames for byte in frame]
-    if content.streamed:
-        frames = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames if frame]
-        if breaks is None:
-            # In one write with the last event: a client may leave on reading that.
-            frames = [*frames[:-1], b"".join(frames[-1:]) + b"0\r\n\r\n"]
-    head = _head(answer, content, keep)
-    pace = answer.pace or (_DRIP_SECONDS if answer.fault == "drip" else 0.0)
-    writes = [(pace if at else answer.first_after, frame) for at, frame in enumerate(frames)]
-    if content.streamed:
-        writes.insert(0, (0.0, head))
-    else:
-        writes[0] = (answer.first_after, head + frames[0])
-    return _Plan(writes, breaks or _end(keep))
+        frames = [bytes((byte,)) for frame in frames for byte in frame] or [b""]
+        pace = pace or _DRIP_SECONDS
+    headers = _answer_headers(answer, content, keep)
+    end = breaks or ("close" if headers.get("connection") == "close" else "keep")
+    writes = [(pace, frame) for frame in (_chunked(frames, ends=breaks is None) if content.streamed else frames)]
+    return _Plan(_with_head(_head(answer.status, headers), writes, answer.first_after, content.streamed), end)
 
 
-def _end(keep: bool) -> str:
-    return "keep" if keep else "close"
+def _chunked(frames: Sequence[bytes], *, ends: bool) -> list[bytes]:
+    chunks = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames if frame]
+    # The end goes out with the last event: a client may leave on reading that, and has then cut nothing off.
+    return [*chunks[:-1], b"".join(chunks[-1:]) + b"0\r\n\r\n"] if ends else chunks
 
 
-def _head(answer: Answer, content: _Content, keep: bool) -> bytes:
+def _with_head(
+    head: bytes, writes: list[tuple[float, bytes]], first_after: float, at_once: bool
+) -> list[tuple[float, bytes]]:
+    """The head, and `first_after` in the place of the pace before the first write."""
+    if not at_once:
+        return [(first_after, head + writes[0][1]), *writes[1:]]
+    return [(0.0, head), *((first_after, data) for _, data in writes[:1]), *writes[1:]]
+
+
+def _answer_headers(answer: Answer, content: _Content, keep: bool) -> dict[str, str]:
     usual = "text/event-stream; charset=utf-8" if content.streamed else "application/json"
     headers = {"content-type": answer.content_type or usual}
     if content.streamed:
@@ -675,8 +678,11 @@ def _head(answer: Answer, content: _Content, keep: bool) -> bytes:
         headers["content-length"] = str(sum(map(len, content.frames)))
     if not keep:
         headers["connection"] = "close"
-    headers |= {name.lower(): value for name, value in answer.headers.items()}
-    lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}", *(f"{name}: {headers[name]}" for name in headers)]
+    return headers | {name.lower(): value for name, value in answer.headers.items()}
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_phrase(status)}", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 

@@ -1,0 +1,81 @@
+"""Opens an endpoint of either kind on a fake server, and sees to it that no connection is left over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import openai
+
+from duet import AsyncOpenAIEndpoint, Completion, GenerationEnd, HTTPEndpoint, Sampling, TextDelta
+from duet.testing import Answer, FakeServer
+
+KEY = "sk-made-up-0123456789"
+MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a whale."})
+
+AnyEndpoint = HTTPEndpoint | AsyncOpenAIEndpoint
+
+
+def new_client(base_url: str, **settings: Any) -> openai.AsyncOpenAI:
+    """A caller's client. `verify=False` spares each test the 50 ms in which certificates are loaded."""
+    http_client = openai.DefaultAsyncHttpxClient(verify=False)
+    return openai.AsyncOpenAI(base_url=base_url, http_client=http_client, **({"api_key": KEY} | settings))
+
+
+@asynccontextmanager
+async def endpoint_at(
+    wire: str, base_url: str, *, model: str = "fake", headers: Mapping[str, str] | None = None, **settings: Any
+) -> AsyncIterator[AnyEndpoint]:
+    """An endpoint over the wire "http" or "openai"."""
+    if wire == "http":
+        async with HTTPEndpoint(base_url, model, api_key=KEY, headers=headers, **settings) as endpoint:
+            yield endpoint
+    else:
+        async with new_client(base_url, default_headers=headers) as client:
+            async with AsyncOpenAIEndpoint(client, model, **settings) as endpoint:
+                yield endpoint
+
+
+@asynccontextmanager
+async def meeting(
+    wire: str, answers: Any = Answer(), *, owned_by: str = "vllm", **settings: Any
+) -> AsyncIterator[tuple[FakeServer, AnyEndpoint]]:
+    """A server and an endpoint on it; at the end no connection may be open."""
+    async with FakeServer(answers, owned_by=owned_by) as server:
+        async with endpoint_at(wire, server.base_url, **settings) as endpoint:
+            yield server, endpoint
+        await all_closed(server)
+
+
+async def all_closed(server: FakeServer) -> None:
+    """Wait until the server sees no open connection; fail after two seconds."""
+    with anyio.move_on_after(2):
+        while server.open_connections:
+            await anyio.sleep(0.002)
+    assert server.open_connections == 0
+
+
+async def deltas_and_ends(
+    endpoint: AnyEndpoint, sampling: Sampling = Sampling()
+) -> tuple[list[str], list[Completion]]:
+    """The texts of a stream's deltas, and the completions of its ends."""
+    texts, ends = [], []
+    async with endpoint.stream(MESSAGES, sampling) as events:
+        async for event in events:
+            match event:
+                case TextDelta(text):
+                    assert not ends, "a delta after the end"
+                    texts.append(text)
+                case GenerationEnd(completion):
+                    ends.append(completion)
+    return texts, ends
+
+
+async def ask(endpoint: AnyEndpoint, how: str, sampling: Sampling = Sampling()) -> Completion:
+    """One completion, by "generate" or by "stream"."""
+    if how == "generate":
+        return await endpoint.generate(MESSAGES, sampling)
+    _, ends = await deltas_and_ends(endpoint, sampling)
+    return ends[-1]
