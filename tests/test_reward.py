@@ -375,7 +375,8 @@ def test_rating_term_needs_some_concurrency() -> None:
 
 
 def profile(user: str | None, item: str | None = None) -> JointProfile:
-    return JointProfile(user=user and Profile(text=user) or None, item=item and Profile(text=item) or None)
+    sides = (None if text is None else Profile(text=text) for text in (user, item))
+    return JointProfile(user=next(sides), item=next(sides))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,11 @@ class TestPlainAnswers:
         assert profile.user is not None
         assert profile.item is not None
 
+    async def test_joins_given_chunks(self) -> None:
+        """Where an answer has chunks, a plain request gets them joined."""
+        async with FakeServer(Answer(chunks=["one", " two"])) as server:
+            assert (await ask(server)).text == "one two"
+
     async def test_reports_usage(self) -> None:
         """The usage object arrives as the answer has it."""
         async with FakeServer() as server:
@@ -563,7 +568,7 @@ class TestDisconnects:
 
     async def test_are_noticed_in_the_middle_of_a_large_answer(self) -> None:
         """A client that stops reading and leaves has cut the answer off."""
-        async with FakeServer("x" * 10_000_000) as server:
+        async with FakeServer(Answer(body="x" * 20_000_000)) as server:
             async with connect(server) as stream:
                 await stream.send(http_request())
                 await stream.receive(10)

@@ -14,6 +14,7 @@ from duet.testing import Answer, FakeServer
 
 KEY = "sk-made-up-0123456789"
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a whale."})
+TEST_SECONDS = 20
 
 AnyEndpoint = HTTPEndpoint | AsyncOpenAIEndpoint
 
@@ -34,25 +35,33 @@ async def endpoint_at(
             yield endpoint
     else:
         async with new_client(base_url, default_headers=headers) as client:
-            async with AsyncOpenAIEndpoint(client, model, **settings) as endpoint:
-                yield endpoint
+            async with AsyncOpenAIEndpoint(client, model, **settings) as over_client:
+                yield over_client
+
+
+@asynccontextmanager
+async def serving(answers: Any = Answer(), **settings: Any) -> AsyncIterator[FakeServer]:
+    """A server for one test, bounded in time; at the end no connection to it may be open."""
+    with anyio.fail_after(TEST_SECONDS):
+        async with FakeServer(answers, **settings) as server:
+            yield server
+            await all_closed(server)
 
 
 @asynccontextmanager
 async def meeting(
     wire: str, answers: Any = Answer(), *, owned_by: str = "vllm", **settings: Any
 ) -> AsyncIterator[tuple[FakeServer, AnyEndpoint]]:
-    """A server and an endpoint on it; at the end no connection may be open."""
-    async with FakeServer(answers, owned_by=owned_by) as server:
+    """A server and an endpoint on it."""
+    async with serving(answers, owned_by=owned_by) as server:
         async with endpoint_at(wire, server.base_url, **settings) as endpoint:
             yield server, endpoint
-        await all_closed(server)
 
 
 async def all_closed(server: FakeServer) -> None:
     """Wait until the server sees no open connection; fail after two seconds."""
     with anyio.move_on_after(2):
-        while server.open_connections:
+        while server.open_connections:  # noqa: ASYNC110 - the server offers no event for it
             await anyio.sleep(0.002)
     assert server.open_connections == 0
 

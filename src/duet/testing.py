@@ -16,6 +16,7 @@ import base64
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import json
 import re
 import socket
@@ -322,7 +323,7 @@ class FakeServer:
         self.peak_in_flight = 0
         """The most of them there ever were at once."""
         self.disconnects = 0
-        """AnswerLike that the client cut off before their end."""
+        """Answers that the client cut off before their end."""
         self.connections = 0
         """Connections opened so far."""
         self.open_connections = 0
@@ -469,18 +470,14 @@ class FakeServer:
 def _in_turn(answers: AnswerLike | Iterable[AnswerLike]) -> Callable[[Request], AnswerLike]:
     """The answers one by one, the last one for ever."""
     several = iter([answers] if isinstance(answers, Answer | Transcript | str) else answers)
-    try:
-        last = next(several)
-    except StopIteration:
-        raise ConfigurationError("answers must hold at least one answer") from None
-    fresh = True
+    first = next(several, None)
+    if first is None:
+        raise ConfigurationError("answers must hold at least one answer")
+    last, rest = first, itertools.chain([first], several)
 
     def answer(request: Request) -> AnswerLike:
-        nonlocal last, fresh
-        if fresh:
-            fresh = False
-        else:
-            last = next(several, last)
+        nonlocal last
+        last = next(rest, last)
         return last
 
     return answer
@@ -762,7 +759,8 @@ class _Chat:
     def plain(self) -> dict[str, Any]:
         """All of it as one value."""
         answer, early = self._answer, self._answer.fault == "end_early"
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.pieces)}
+        text = answer.text if answer.chunks is None else "".join(answer.chunks)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning
         choice = {
