@@ -646,7 +646,7 @@ def _planned(answer: Answer, content: _Content | None = None, *, keep: bool) -> 
         frames = [bytes((byte,)) for frame in frames for byte in frame] or [b""]
         pace = pace or _DRIP_SECONDS
     headers = _answer_headers(answer, content, keep)
-    end = breaks or ("close" if headers.get("connection") == "close" else "keep")
+    end = breaks or ("close" if headers.get("connection", "").lower() == "close" else "keep")
     writes = [(pace, frame) for frame in (_chunked(frames, ends=breaks is None) if content.streamed else frames)]
     return _Plan(_with_head(_head(answer.status, headers), writes, answer.first_after, content.streamed), end)
 
