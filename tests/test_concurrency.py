@@ -186,7 +186,7 @@ async def test_slow_consumer_holds_back_the_source(concurrency: int) -> None:
     """Never more than `concurrency` values are drawn and not yet handed over."""
     drawn, ahead = Drawn(), []
     async with map_unordered(staggered, drawn, concurrency) as results:
-        for handed_over in range(12):
+        for handed_over in range(6):
             await settle()
             ahead.append(drawn.count - handed_over)
             await anext(results)
