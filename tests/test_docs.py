@@ -20,8 +20,6 @@ from typing import Any
 import attrs
 import pytest
 
-import duet
-import duet.testing
 from duet.__main__ import _parser, main
 from duet.testing import FakeServer
 
@@ -189,9 +187,7 @@ def _files_of_data_page(folder: Path) -> Iterator[str]:
         yield name[1]
 
 
-def test_data_page_is_what_the_command_reads_and_writes(
-    clean_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_page_is_what_the_command_reads_and_writes(clean_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The files that the page shows are read, and the output has the fields that the page shows."""
     shown = set(_files_of_data_page(clean_folder))
     assert {"interactions.jsonl", "items.jsonl", "dataset.json", "pairs.jsonl", "profiles.jsonl"} == shown

@@ -163,3 +163,25 @@ def test_note_survives_pickling(error: DuetError) -> None:
 def test_attributes_may_be_left_out(kind: type[DuetError], attribute: str) -> None:
     """An error can be raised with a message alone, and its attributes are then empty."""
     assert not getattr(kind("no"), attribute)
+
+
+@pytest.mark.parametrize(
+    ("error", "attributes"),
+    [
+        (RecordError("no", field="at"), {"field": "at"}),
+        (
+            EndpointUnavailable("no", endpoint="http://h/v1", status_code=429, retry_after=1.5),
+            {"endpoint": "http://h/v1", "status_code": 429, "retry_after": 1.5},
+        ),
+        (TruncatedCompletion("no", completion="text"), {"completion": "text"}),
+        (
+            MalformedCompletion("no", completion="text", missing=("user.cue",)),
+            {"completion": "text", "missing": ("user.cue",)},
+        ),
+        (RatingError("no", text="four"), {"text": "four"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_attributes_are_those_given(error: DuetError, attributes: dict[str, object]) -> None:
+    """An error has the attributes that it was raised with, and no others."""
+    assert vars(error) == attributes

@@ -126,6 +126,22 @@ def test_cuts_do_not_change_the_sections(sections: dict[Slot, str], ends: list[i
     assert parse(cut(whole(sections), ends), JOINT) == sections
 
 
+edges = st.text(" \n\t\u00a0", max_size=3)
+
+
+@given(filled, edges, edges, places)
+@settings(deadline=None, max_examples=200)
+def test_cuts_do_not_change_the_edges(text: str, before: str, after: str, ends: list[int]) -> None:
+    """Any way to cut a section with white space around it gives its text without that."""
+    assert profile_of(cut(one(before + text + after), ends)) == text
+
+
+@pytest.mark.parametrize("pieces", [["w", " ", "</profile>"], ["w", "w ", "</profile>"], ["", " w", "</profile>"]], ids=repr)
+def test_white_space_in_a_piece_of_its_own_is_dropped_at_the_edges(pieces: list[str]) -> None:
+    """White space at a section's edge is dropped whichever pieces it comes in."""
+    assert profile_of(["<user_profile><profile>", *pieces]) == "".join(pieces[:2]).strip()
+
+
 @given(soup, places)
 @settings(deadline=None, max_examples=300)
 def test_cuts_do_not_change_what_becomes_of_tag_soup(text: str, ends: list[int]) -> None:

@@ -73,6 +73,7 @@ def result(*pieces: bytes) -> Completion:
         (b"data: a\n\ndata: b\n\n", [b"a", b"b"]),
         (b"data:a\n\n", [b"a"]),
         (b"data:  a\n\n", [b" a"]),
+        (b"data:  a\ndata:  b\n\n", [b" a\n b"]),
         (b"data: a: b\n\n", [b"a: b"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
         (b"data\ndata: b\n\n", [b"\nb"]),

@@ -23,12 +23,13 @@ class AttrsInit(griffe.Extension):
             options = _keywords(field.value)
             if options.get("init") == "False":
                 continue
+            kinds = griffe.ParameterKind
             by_keyword = all_keyword or options.get("kw_only") == "True"
             (keyword if by_keyword else positional).append(
                 griffe.Parameter(
                     field.name.lstrip("_"),
                     annotation=field.annotation,
-                    kind=griffe.ParameterKind.keyword_only if by_keyword else griffe.ParameterKind.positional_or_keyword,
+                    kind=kinds.keyword_only if by_keyword else kinds.positional_or_keyword,
                     default=_default(field.value, options),
                 )
             )

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import anyio
 
 from duet._errors import ConfigurationError, EndpointError, EndpointRejected, EndpointUnavailable
+from duet._log import log
 from duet._settings import Deadlines
 from duet._sse import ErrorObject, ProtocolViolation, load, read_error
 from duet._wire import Answer, Wire, WireFailure
@@ -62,6 +63,9 @@ class Caller:
                 pause = _backoff(tries) if exc.retry_after is None else exc.retry_after
                 if tries >= self._retries or isinstance(cause, TimeoutError) or anyio.current_time() + pause >= ends:
                     raise
+                log().warning(
+                    "call.retried", endpoint=self.wire.address, status_code=exc.status_code, pause=round(pause, 3)
+                )
             tries += 1
             await anyio.sleep(pause)
 

@@ -14,6 +14,7 @@ from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, IncompleteStream, RecordError
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
 from duet._ledger import Ledger, digest_of, read_through
+from duet._log import log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
 from duet._records import Completion, Cues, Item, JointProfile, Outcome, User
@@ -114,6 +115,7 @@ class JointProfiler:
             user, item = _checked(pair, index)
             return Outcome(index=index, user=user, item=item, profile=await self.profile(user, item))
         except Exception as exc:
+            log().warning("pair.failed", index=index, error=type(exc).__name__)
             return Outcome(index=index, user=user, item=item, error=exc)
 
     def _job(self, user: User, item: Item, cues: Cues | None) -> _Job:
