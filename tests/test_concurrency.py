@@ -193,6 +193,17 @@ async def test_slow_consumer_holds_back_the_source(concurrency: int) -> None:
     assert max(ahead) == concurrency
 
 
+async def test_async_source_is_drawn_by_one_task_at_a_time() -> None:
+    """An async generator, which cannot be drawn from twice at once, will do as a source."""
+
+    async def generator() -> AsyncIterator[int]:
+        for value in range(20):
+            await pause(2)
+            yield value
+
+    assert sorted(await collect(staggered, generator(), 5)) == list(range(20))
+
+
 async def test_nothing_is_drawn_before_the_block() -> None:
     """Making the map draws nothing."""
     drawn = Drawn()

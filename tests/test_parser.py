@@ -136,7 +136,9 @@ def test_cuts_do_not_change_the_edges(text: str, before: str, after: str, ends: 
     assert profile_of(cut(one(before + text + after), ends)) == text
 
 
-@pytest.mark.parametrize("pieces", [["w", " ", "</profile>"], ["w", "w ", "</profile>"], ["", " w", "</profile>"]], ids=repr)
+@pytest.mark.parametrize(
+    "pieces", [["w", " ", "</profile>"], ["w", "w ", "</profile>"], ["", " w", "</profile>"]], ids=repr
+)
 def test_white_space_in_a_piece_of_its_own_is_dropped_at_the_edges(pieces: list[str]) -> None:
     """White space at a section's edge is dropped whichever pieces it comes in."""
     assert profile_of(["<user_profile><profile>", *pieces]) == "".join(pieces[:2]).strip()

@@ -9,11 +9,14 @@ from typing import Any
 import anyio
 import openai
 
-from duet import AsyncOpenAIEndpoint, Completion, GenerationEnd, HTTPEndpoint, Sampling, TextDelta
+from duet import AsyncOpenAIEndpoint, Completion, GenerationEnd, HTTPEndpoint, Message, Sampling, TextDelta
 from duet.testing import Answer, FakeServer
 
 KEY = "sk-made-up-0123456789"
-MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a whale."})
+MESSAGES: tuple[Message, ...] = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a whale."},
+)
 TEST_SECONDS = 20
 
 AnyEndpoint = HTTPEndpoint | AsyncOpenAIEndpoint
@@ -66,11 +69,10 @@ async def all_closed(server: FakeServer) -> None:
     assert server.open_connections == 0
 
 
-async def deltas_and_ends(
-    endpoint: AnyEndpoint, sampling: Sampling = Sampling()
-) -> tuple[list[str], list[Completion]]:
+async def deltas_and_ends(endpoint: AnyEndpoint, sampling: Sampling = Sampling()) -> tuple[list[str], list[Completion]]:
     """The texts of a stream's deltas, and the completions of its ends."""
-    texts, ends = [], []
+    texts: list[str] = []
+    ends: list[Completion] = []
     async with endpoint.stream(MESSAGES, sampling) as events:
         async for event in events:
             match event:

@@ -1,4 +1,4 @@
-"""A Griffe extension: the signature that `attrs.frozen` gives a class, which static reading does not see."""
+"""A Griffe extension: what decorators make of a signature, which static reading does not see."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from typing import Any
 
 import griffe
 
+_MANAGERS = {"asynccontextmanager": "AbstractAsyncContextManager", "contextmanager": "AbstractContextManager"}
 
-class AttrsInit(griffe.Extension):
-    """Writes the `__init__` of attrs classes from their fields, so that API pages show types and defaults."""
+
+class Decorated(griffe.Extension):
+    """Shows `attrs.frozen` classes with their `__init__`, and context managers as such."""
+
+    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        """Called when a function is read."""
+        manager = next((_MANAGERS[str(d.value)] for d in func.decorators if str(d.value) in _MANAGERS), None)
+        if manager is None:
+            return
+        func.labels.discard("async")
+        yielded = func.returns.slice if isinstance(func.returns, griffe.ExprSubscript) else "Any"
+        func.returns = f"{manager}[{yielded}]"
 
     def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
         """Called when a class and its members are read."""
