@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -205,6 +207,24 @@ async def test_an_odd_content_type_is_read_all_the_same(wire: str, how: str, con
     """What the body holds decides, not an odd content type."""
     async with meeting(wire, Answer("A whale.", content_type=content_type), retries=0) as (_, endpoint):
         assert (await ask(endpoint, how)).text == "A whale."
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_answer_is_read(wire: str, how: str, encoding: str) -> None:
+    """A proxy that compresses unasked is understood."""
+    body = b'{"choices": [{"index": 0, "message": {"content": "A whale."}, "finish_reason": "stop"}]}'
+    packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    answer = Answer(body=packed, headers={"content-encoding": encoding}, content_type="application/json")
+    async with meeting(wire, answer, retries=0) as (_, endpoint):
+        assert (await ask(endpoint, how)).text == "A whale."
+
+
+async def test_an_answer_that_is_not_compressed_as_it_says_is_unavailable(wire: str, how: str) -> None:
+    """A broken encoding is the endpoint's fault."""
+    answer = Answer(body=b"not gzip", headers={"content-encoding": "gzip"}, content_type="application/json")
+    async with meeting(wire, answer, retries=0) as (_, endpoint):
+        with pytest.raises(EndpointUnavailable):
+            await ask(endpoint, how)
 
 
 async def test_a_server_that_cannot_stream_still_gives_a_delta_and_an_end(wire: str) -> None:

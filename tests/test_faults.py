@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
-from wires import KEY, MESSAGES, AnyEndpoint, ask, deltas_and_ends, endpoint_at, meeting, serving
+from wires import KEY, MESSAGES, TEST_SECONDS, AnyEndpoint, ask, deltas_and_ends, endpoint_at, meeting, serving
 
 from duet import (
     Deadlines,
@@ -151,6 +151,15 @@ async def test_a_key_in_a_strange_body_is_blacked_out(wire: str, how: str, body:
     assert KEY not in str(error) + repr(error)
 
 
+async def test_a_key_in_a_header_of_the_callers_own_is_blacked_out(how: str) -> None:
+    """A header whose name speaks of a key is a secret too."""
+    secret = "other-made-up-987654321"
+    answer = Answer(status=401, body=error_body(f"bad key {secret}"))
+    async with meeting("http", answer, headers={"x-api-key": secret}) as (_, endpoint):
+        error = await failure(endpoint, how)
+    assert secret not in str(error) + repr(error)
+
+
 @pytest.mark.parametrize("status", [400, 503])
 async def test_an_empty_refusal_is_an_error_too(wire: str, how: str, status: int) -> None:
     """An error without a body still says its status."""
@@ -264,6 +273,15 @@ def test_retry_after_is_read(headers: Mapping[str, str], seconds: float | None) 
     assert parse_retry_after(headers, now=100.0) == seconds
 
 
+async def test_an_absurd_retry_after_is_refused_without_a_deadline_too(wire: str, how: str) -> None:
+    """A server that asks for an hour is not waited for, whatever the deadlines."""
+    answer = Answer(status=429, headers={"retry-after": "3600"})
+    async with meeting(wire, answer, deadlines=Deadlines(total=None)) as (server, endpoint):
+        with anyio.fail_after(5):
+            await failure(endpoint, how)
+    assert len(server.requests) == 1
+
+
 async def test_the_retries_end_at_the_total_deadline(wire: str, how: str) -> None:
     """A thousand retries do not outlast the total deadline."""
     answer = Answer(status=503, headers={"retry-after": "0.02"})
@@ -282,6 +300,28 @@ async def test_a_closed_port_is_unavailable_at_once(wire: str, how: str) -> None
             error = await failure(endpoint, how)
     assert type(error) is EndpointUnavailable
     assert (error.endpoint, error.status_code) == (base_url, None)
+
+
+async def test_a_host_that_does_not_exist_is_unavailable(wire: str, how: str) -> None:
+    """A name that nobody knows is the endpoint's fault."""
+    async with endpoint_at(wire, "http://no-such-host.invalid/v1", retries=0) as endpoint:
+        with anyio.fail_after(TEST_SECONDS):
+            assert type(await failure(endpoint, how)) is EndpointUnavailable
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200\r\n",
+        b"HTTP/1.1 200 OK\r\nx\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_a_port_that_speaks_no_http_is_unavailable(wire: str, how: str, data: bytes) -> None:
+    """What is no HTTP is the endpoint's fault."""
+    async with meeting(wire, Transcript(data, recorded=False), retries=0) as (_, endpoint):
+        assert type(await failure(endpoint, how)) is EndpointUnavailable
 
 
 # Redirects and web pages
@@ -481,17 +521,35 @@ async def test_a_stream_that_broke_before_its_first_text_is_asked_for_again(wire
     assert len(server.requests) == 2
 
 
-async def test_a_connection_closed_without_a_word_costs_no_try(wire: str, how: str) -> None:
-    """A server that closes before any byte, as it may do to a kept connection, is asked once more for free."""
+async def test_a_kept_connection_that_is_closed_costs_no_try(wire: str, how: str) -> None:
+    """A server that drops a kept connection without a word is asked once more for free, and not twice."""
+    async with meeting(wire, [Answer("A"), Answer(fault="close")], retries=0) as (server, endpoint):
+        await ask(endpoint, how)
+        await failure(endpoint, how)
+    assert len(server.requests) == 1 + 2
+
+
+async def test_a_kept_connection_that_is_closed_goes_unnoticed(wire: str, how: str) -> None:
+    """With no retries at all a dropped kept connection does no harm."""
+    answers = [Answer("A"), Answer(fault="close"), Answer("A whale.")]
+    async with meeting(wire, answers, retries=0) as (_, endpoint):
+        await ask(endpoint, how)
+        assert (await ask(endpoint, how)).text == "A whale."
+
+
+async def test_a_first_connection_that_is_closed_costs_a_try(wire: str, how: str) -> None:
+    """Before the first answer no connection can have been kept, so a server that closes it has failed."""
     async with meeting(wire, Answer(fault="close"), retries=0) as (server, endpoint):
         await failure(endpoint, how)
-    assert len(server.requests) == 2
+    assert len(server.requests) == 1
 
 
-async def test_a_connection_closed_without_a_word_can_still_succeed(wire: str, how: str) -> None:
-    """With no retries at all a dropped kept-alive connection goes unnoticed."""
-    async with meeting(wire, [Answer(fault="close"), Answer("A whale.")], retries=0) as (_, endpoint):
-        assert (await ask(endpoint, how)).text == "A whale."
+@pytest.mark.parametrize("fault", ["cut_midstream", "reset_midstream"])
+async def test_an_answer_that_breaks_in_its_middle_costs_a_try(wire: str, fault: Fault) -> None:
+    """Only a connection closed before any byte is free."""
+    async with meeting(wire, Answer(fault=fault), retries=0) as (server, endpoint):
+        await failure(endpoint, "generate")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ("reset", "close")])
@@ -586,6 +644,24 @@ async def test_a_deadline_ends_the_call(wire: str, how: str, answer: Answer, dea
         await server.wait_disconnects(1)
         assert isinstance(error, EndpointUnavailable | EndpointRejected)
         assert len(server.requests) == 1
+
+
+async def test_first_token_counts_from_the_request(wire: str) -> None:
+    """A head after 0.2 s and a text after 0.4 s is too late for 0.3 s."""
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    text = event({"choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": "stop"}]})
+    answer = Transcript((head + text).encode(), recorded=False, cut=len(head) - 2, pace=0.2)
+    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.3), retries=0) as (_, endpoint):
+        with anyio.fail_after(0.3 + 1):
+            assert type(await failure(endpoint, "stream")) is EndpointUnavailable
+
+
+async def test_pings_do_not_put_off_the_first_token(wire: str) -> None:
+    """Comments that keep a connection alive are no text."""
+    answer = Answer(body=": ping\n\n" * 200, content_type="text/event-stream", fault="drip", pace=0.005)
+    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.3), retries=0) as (_, endpoint):
+        with anyio.fail_after(0.3 + 1):
+            assert type(await failure(endpoint, "stream")) is EndpointUnavailable
 
 
 async def test_a_slow_stream_within_its_deadlines_is_no_error(wire: str) -> None:
@@ -768,5 +844,5 @@ async def test_leaving_right_after_the_end_is_no_disconnect(wire: str) -> None:
 def test_a_key_is_not_in_an_endpoint_that_fails_to_be_made() -> None:
     """A refused setting does not show the key."""
     with pytest.raises(ValueError, match="engine") as caught:
-        HTTPEndpoint("http://127.0.0.1:9/v1", "m", api_key=KEY, engine=KEY[:0] or "nope")  # type: ignore[arg-type]
+        HTTPEndpoint("http://127.0.0.1:9/v1", "m", api_key=KEY, engine="nope")  # type: ignore[arg-type]
     assert KEY not in str(caught.value)

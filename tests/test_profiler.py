@@ -248,12 +248,11 @@ async def test_given_cues_are_in_the_streamed_profile() -> None:
     assert streamed == await profiler.profile(USER, ITEM, cues=cues)
 
 
-async def test_cue_of_one_side_leaves_the_other_without() -> None:
-    """A side whose cue was not given has none."""
+async def test_a_cue_for_one_side_alone_is_refused() -> None:
+    """Given cues must cover every side, since none is written again."""
     endpoint = ScriptedEndpoint(completion_text(ProfileSchema().without("cue")))
-    profile = await JointProfiler(endpoint).profile(USER, ITEM, cues=Cues(user="maps"))
-    assert profile.item is not None
-    assert profile.item.cue is None
+    with pytest.raises(ConfigurationError, match="item"):
+        await JointProfiler(endpoint).profile(USER, ITEM, cues=Cues(user="maps"))
 
 
 async def test_reasoning_is_no_part_of_the_profile() -> None:

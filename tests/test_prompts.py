@@ -205,7 +205,7 @@ def test_rows_are_numbered_from_one() -> None:
 def test_long_review_is_cut() -> None:
     """A review beyond the limit is cut there and ends in an ellipsis."""
     user = User("u", [Interaction(user="u", item="j", rating=4, review="abcdefgh")])
-    assert "review: abcde…" in joint(user, review_chars=5).splitlines()
+    assert "review: abcd…" in joint(user, review_chars=5).splitlines()
 
 
 def test_review_of_the_limits_length_is_whole() -> None:
@@ -460,7 +460,7 @@ def test_rating_prompt_shows_the_most_recent_rows(recent: int) -> None:
 
 def test_rating_prompt_cuts_reviews() -> None:
     """Reviews beside the profile are cut at `review_chars`."""
-    assert "review: fi…" in rating(recent=1, review_chars=2).splitlines()
+    assert "review: f…" in rating(recent=1, review_chars=2).splitlines()
 
 
 def test_rating_prompt_without_anything_says_so() -> None:

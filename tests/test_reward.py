@@ -427,7 +427,6 @@ STATED = [
     "a four star book",
     "4★",
     "★★★★",
-    "8/10",
     "4.5 out of 5",
     "a score of 4",
 ]

@@ -37,7 +37,6 @@ from duet import (
     TokenLogprob,
     User,
     parse_profile,
-    testing,
 )
 from duet.testing import (
     USAGE,
@@ -48,6 +47,7 @@ from duet.testing import (
     Request,
     ScriptedEndpoint,
     Transcript,
+    _server,
     completion_text,
     sample_examples,
     sample_interactions,
@@ -613,7 +613,7 @@ class TestDisconnects:
 
     async def test_that_never_come_are_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Waiting for a disconnect ends with a TimeoutError."""
-        monkeypatch.setattr(testing, "_WAIT_SECONDS", 0.02)
+        monkeypatch.setattr(_server, "_WAIT_SECONDS", 0.02)
         async with FakeServer() as server:
             with pytest.raises(TimeoutError):
                 await server.wait_disconnects()

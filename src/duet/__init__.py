@@ -1,7 +1,7 @@
 """Profiles of users and items in plain language, for recommenders; and the reward that trains them."""
 
 from duet._cues import CueExtractor
-from duet._embedder import Embedder, HTTPEmbedder
+from duet._embedder import AsyncOpenAIEmbedder, Embedder, HTTPEmbedder
 from duet._endpoint import AsyncOpenAIEndpoint, Endpoint, HTTPEndpoint
 from duet._errors import (
     CompletionError,
@@ -42,11 +42,13 @@ from duet._records import (
     Usage,
     User,
 )
-from duet._reward import LeakageReward, LengthReward, RatingReward, RewardEnv, RewardTerm, TermScore
+from duet._reward import RewardEnv
 from duet._schema import ProfileSchema
 from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
+from duet._terms import LeakageReward, LengthReward, RatingReward, RewardTerm, TermScore
 
 __all__ = [
+    "AsyncOpenAIEmbedder",
     "AsyncOpenAIEndpoint",
     "Candidate",
     "Completion",

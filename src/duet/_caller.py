@@ -24,6 +24,7 @@ P = ParamSpec("P")
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 DRAIN_SECONDS = 0.25
+MAX_PAUSE = 300.0  # a server that asks for a longer wait is refused at once
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 
 
@@ -34,16 +35,15 @@ class Caller:
         wire: Sends the requests.
         deadlines: How long to wait.
         retries: How often a call is repeated.
-        secret: Blacked out of whatever a server says.
     """
 
-    def __init__(self, wire: Wire, *, deadlines: Deadlines, retries: int, secret: str | None) -> None:
+    def __init__(self, wire: Wire, *, deadlines: Deadlines, retries: int) -> None:
         if retries < 0:
             raise ConfigurationError(f"retries must not be negative, got {retries}")
         self.wire = wire
         self.deadlines = deadlines
-        self.secret = secret
         self._retries = retries
+        self._answered = False
 
     def ends(self) -> float:
         """When a call that begins now must be over, on the event loop's clock."""
@@ -51,17 +51,18 @@ class Caller:
 
     async def retrying(self, ends: float, attempt: Callable[[], Awaitable[T]]) -> T:
         """Run `attempt` until it succeeds, is refused for good, or retries or time are used up."""
-        tries, stale_seen = 0, False
+        tries, may_be_stale = 0, self._answered
         while True:
             try:
                 return await attempt()
             except EndpointUnavailable as exc:
                 cause = exc.__cause__
-                if isinstance(cause, WireFailure) and cause.stale and not stale_seen:
-                    stale_seen = True  # the server had just closed a kept-alive connection: that costs no try
+                if isinstance(cause, WireFailure) and cause.stale and may_be_stale:
+                    may_be_stale = False  # the server had just closed a kept-alive connection: that costs no try
                     continue
                 pause = _backoff(tries) if exc.retry_after is None else exc.retry_after
-                if tries >= self._retries or isinstance(cause, TimeoutError) or anyio.current_time() + pause >= ends:
+                overdue = pause > MAX_PAUSE or anyio.current_time() + pause >= ends
+                if tries >= self._retries or isinstance(cause, TimeoutError) or overdue:
                     raise
                 log().warning(
                     "call.retried", endpoint=self.wire.address, status_code=exc.status_code, pause=round(pause, 3)
@@ -69,17 +70,16 @@ class Caller:
             tries += 1
             await anyio.sleep(pause)
 
-    async def open(self, path: str, body: Mapping[str, Any] | None, seconds: float | None, ends: float) -> Exchange:
+    async def open(self, path: str, body: Mapping[str, Any] | None, ends: float) -> Exchange:
         """Send one request; the answer's status is 200 or this raises."""
         started = anyio.current_time()
         try:
-            answer = await _within(
-                min(started + (seconds or math.inf), ends), self.wire.send(path, body, self.deadlines.connect)
-            )
+            answer = await _within(ends, self.wire.send(path, body, self.deadlines.connect))
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {anyio.current_time() - started:.3g} s") from exc
         except WireFailure as exc:
             raise self._unavailable(str(exc)) from exc
+        self._answered = True
         exchange = Exchange(self, answer, ends)
         if answer.status == 200 and not exchange.is_html:
             return exchange
@@ -89,11 +89,9 @@ class Caller:
             await exchange.aclose()
 
     @asynccontextmanager
-    async def exchange(
-        self, path: str, body: Mapping[str, Any] | None, seconds: float | None, ends: float
-    ) -> AsyncIterator[Exchange]:
+    async def exchange(self, path: str, body: Mapping[str, Any] | None, ends: float) -> AsyncIterator[Exchange]:
         """`open`, closed at the end of the block."""
-        exchange = await self.open(path, body, seconds, ends)
+        exchange = await self.open(path, body, ends)
         try:
             yield exchange
         finally:
@@ -104,8 +102,10 @@ class Caller:
         return EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address)
 
     def redacted(self, text: str) -> str:
-        """The text without the secret, should a server repeat it."""
-        return text.replace(self.secret, "***") if self.secret else text
+        """The text without what was sent as a secret, should a server repeat it."""
+        for secret in self.wire.secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 class Exchange:
@@ -123,11 +123,6 @@ class Exchange:
         return self._caller.wire.address
 
     @property
-    def idle(self) -> float | None:
-        """Seconds between two reads."""
-        return self._caller.deadlines.idle
-
-    @property
     def is_json(self) -> bool:
         """True for a body that is one JSON value."""
         return self._content_type.startswith("application/json")
@@ -141,7 +136,11 @@ class Exchange:
         """Close the body, and the connection with it where the body was not read to its end."""
         await self._answer.aclose()
 
-    async def read_chunk(self, seconds: float | None, *, broken_ok: bool = False) -> bytes | None:
+    def extend(self, ends: float) -> None:
+        """Set when the body must be over."""
+        self._ends = ends
+
+    async def read_chunk(self, seconds: float | None = None, *, broken_ok: bool = False) -> bytes | None:
         """The next bytes of the body; None at its end.
 
         Args:
@@ -149,12 +148,13 @@ class Exchange:
             broken_ok: Take a broken connection as the end: all that matters has arrived.
         """
         started = anyio.current_time()
+        deadline = min(started + (seconds or math.inf), self._ends)
         try:
-            return await _within(min(started + (seconds or math.inf), self._ends), anext(self._answer.chunks, None))
+            return await _within(deadline, anext(self._answer.chunks, None))
         except TimeoutError as exc:
-            waited = f"{anyio.current_time() - started:.3g} s"
-            over = "; the total deadline is over" if anyio.current_time() >= self._ends else ""
-            raise self._unavailable(f"no data for {waited}{over}") from exc
+            raise self._unavailable(
+                f"no data for {anyio.current_time() - started:.3g} s, then a deadline was over"
+            ) from exc
         except WireFailure as exc:
             if broken_ok:
                 return None
@@ -167,7 +167,7 @@ class Exchange:
             EndpointUnavailable: It does not end in time, breaks off, or is larger than `limit` bytes.
         """
         chunks, size = [], 0
-        while (chunk := await self.read_chunk(None)) is not None:
+        while (chunk := await self.read_chunk()) is not None:
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:

@@ -70,6 +70,8 @@ def read_options(args: argparse.Namespace, data: Dataset) -> Options:
     embedded = args.base_url is None
     if not embedded and not args.model:
         raise ConfigurationError("--base-url needs --model")
+    if embedded and args.model:
+        raise ConfigurationError("--model (or DUET_MODEL) needs --base-url (or DUET_BASE_URL)")
     if not embedded and args.gguf:
         raise ConfigurationError("--gguf is for the embedded engine, --base-url for another one")
     # 135M parameters read about 200 tokens a second on one core, so the embedded default shows it fewer of them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -21,7 +22,9 @@ from duet._errors import ConfigurationError, RecordError
 from duet._records import Example, Interaction, Item, RatingScale, User
 
 # Averages and counts over all ratings hold the target's own, so they would leak it into the prompt.
-_LEAKING = frozenset({"average_rating", "rating_number", "review_count", "stars"})
+_LEAKING = re.compile(
+    r"(avg|average|mean)_?(rating|stars)|(rating|review)s?_?(number|count)|(num|n)_?(ratings|reviews)|stars", re.I
+)
 
 
 @attrs.frozen
@@ -174,13 +177,17 @@ def _interaction(fields: Mapping[str, Any], titles: Mapping[str, str]) -> Intera
 
 
 def _item(fields: Mapping[str, Any]) -> Item:
-    known = {name: value for name, value in fields.items() if name not in _LEAKING | {"item_id", "title"}}
+    known = {name: value for name, value in fields.items() if name not in ("item_id", "title")}
     nested = known.pop("attributes", None)
     attributes = {**known, **(nested if isinstance(nested, Mapping) else {})}
     return Item(
         str(required(fields, "item_id")),
         title=fields.get("title"),
-        attributes={name: _plain(value) for name, value in attributes.items() if value not in (None, "", [])},
+        attributes={
+            name: _plain(value)
+            for name, value in attributes.items()
+            if value not in (None, "", []) and not _LEAKING.fullmatch(name)
+        },
     )
 
 

@@ -17,8 +17,9 @@ from duet._errors import ConfigurationError, DuetError
 from duet._events import GenerationDone, SectionDelta, SectionDone
 from duet._recommender import LLMRecommender
 from duet._records import Example, JointProfile, Outcome, Reward
-from duet._reward import RatingReward, RewardEnv
+from duet._reward import RewardEnv
 from duet._settings import Sampling
+from duet._terms import RatingReward
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +152,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _styled(text: str, code: str) -> str:
-    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
+    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     return text if plain else f"\033[{code}m{text}\033[0m"
 
 

@@ -9,9 +9,12 @@ from duet._caller import Caller
 from duet._errors import ConfigurationError
 from duet._settings import Deadlines
 from duet._sse import read_embeddings
+from duet._wire import Wire
 
 if TYPE_CHECKING:
     import ssl
+
+    import openai
 
 
 class Embedder(Protocol):
@@ -21,8 +24,64 @@ class Embedder(Protocol):
         """One vector a text, in order, all of one length."""
 
 
-class HTTPEmbedder:
-    """Embeddings from an OpenAI-compatible server.
+class _Embedder:
+    """Embeddings over a wire."""
+
+    def __init__(self, wire: Wire, model: str, *, batch_size: int, deadlines: Deadlines, retries: int) -> None:
+        if not model:
+            raise ConfigurationError("model must name what the endpoint serves")
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
+        self._wire = wire
+        self._caller = Caller(wire, deadlines=deadlines, retries=retries)
+        self._model = model
+        self._batch_size = batch_size
+
+    @property
+    def model(self) -> str:
+        """Name of the embedding model."""
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections. A caller's own client stays open."""
+        await self._wire.aclose()
+
+    async def embed(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        """One vector a text, in order.
+
+        Args:
+            texts: Any number; none gives an empty list without a request.
+
+        Raises:
+            EndpointError: See the error tree.
+        """
+        vectors: list[Sequence[float]] = []
+        for start in range(0, len(texts), self._batch_size):
+            vectors += await self._embed_batch(texts[start : start + self._batch_size])
+        return vectors
+
+    async def _embed_batch(self, texts: Sequence[str]) -> list[Sequence[float]]:
+        ends = self._caller.ends()
+        body = {"model": self._model, "input": list(texts)}
+
+        async def attempt() -> list[Sequence[float]]:
+            async with self._caller.exchange("embeddings", body, ends) as exchange:
+                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
+
+        return await self._caller.retrying(ends, attempt)
+
+
+class HTTPEmbedder(_Embedder):
+    """Embeddings from an OpenAI-compatible server, spoken to directly.
 
     Args:
         base_url: As for `HTTPEndpoint`.
@@ -47,53 +106,32 @@ class HTTPEmbedder:
         retries: int = 2,
         verify: ssl.SSLContext | bool = True,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
         from duet._wire_http import HTTPWire
 
-        self._wire = HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify)
-        self._caller = Caller(self._wire, deadlines=deadlines, retries=retries, secret=api_key)
-        self._model = model
-        self._batch_size = batch_size
+        wire = HTTPWire(base_url, api_key=api_key, headers=headers or {}, verify=verify)
+        super().__init__(wire, model, batch_size=batch_size, deadlines=deadlines, retries=retries)
 
-    @property
-    def model(self) -> str:
-        """Name of the embedding model."""
-        return self._model
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+class AsyncOpenAIEmbedder(_Embedder):
+    """Embeddings through a caller's own `openai.AsyncOpenAI`, `AsyncAzureOpenAI` or subclass.
 
-    async def __aenter__(self) -> Self:
-        return self
+    Args:
+        client: As for `AsyncOpenAIEndpoint`.
+        model: Model or deployment name.
+        batch_size: Most texts in one request.
+        deadlines: As for `AsyncOpenAIEndpoint`; `total` holds for each request.
+        retries: As for `AsyncOpenAIEndpoint`.
+    """
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        model: str,
+        *,
+        batch_size: int = 256,
+        deadlines: Deadlines = Deadlines(),
+        retries: int = 2,
+    ) -> None:
+        from duet._wire_openai import OpenAIWire
 
-    async def aclose(self) -> None:
-        """Close idle connections."""
-        await self._wire.aclose()
-
-    async def embed(self, texts: Sequence[str]) -> list[Sequence[float]]:
-        """One vector a text, in order.
-
-        Args:
-            texts: Any number; none gives an empty list without a request.
-
-        Raises:
-            EndpointError: See the error tree.
-        """
-        vectors: list[Sequence[float]] = []
-        for start in range(0, len(texts), self._batch_size):
-            vectors += await self._embed_batch(texts[start : start + self._batch_size])
-        return vectors
-
-    async def _embed_batch(self, texts: Sequence[str]) -> list[Sequence[float]]:
-        ends = self._caller.ends()
-
-        async def attempt() -> list[Sequence[float]]:
-            body = {"model": self._model, "input": list(texts)}
-            async with self._caller.exchange("embeddings", body, None, ends) as exchange:
-                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
-
-        return await self._caller.retrying(ends, attempt)
+        super().__init__(OpenAIWire(client), model, batch_size=batch_size, deadlines=deadlines, retries=retries)

@@ -6,9 +6,12 @@ wire's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
+
+import anyio
 
 from duet._caller import Caller, Exchange
 from duet._errors import ConfigurationError, IncompleteStream
@@ -59,14 +62,13 @@ class _ChatEndpoint:
         deadlines: Deadlines,
         retries: int,
         accept_open_end: bool,
-        secret: str | None = None,
     ) -> None:
         if not model:
             raise ConfigurationError("model must name what the endpoint serves")
         if engine is not None and engine not in get_args(Engine):
             raise ConfigurationError(f"engine must be one of {', '.join(get_args(Engine))}; got {engine!r}")
         self._wire = wire
-        self._caller = Caller(wire, deadlines=deadlines, retries=retries, secret=secret)
+        self._caller = Caller(wire, deadlines=deadlines, retries=retries)
         self._model = model
         self._engine: Engine | None = engine
         self._accept_open_end = accept_open_end
@@ -106,7 +108,7 @@ class _ChatEndpoint:
         async def attempt() -> Completion:
             if self._engine == "llama.cpp":  # it runs a plain request to its end, even when nobody waits any more
                 return await self._collect(body, ends)
-            async with self._caller.exchange("chat/completions", body, None, ends) as exchange:
+            async with self._caller.exchange("chat/completions", body, ends) as exchange:
                 return exchange.understood(read_completion, await exchange.read(), _chars(body))
 
         return await self._caller.retrying(ends, attempt)
@@ -142,14 +144,15 @@ class _ChatEndpoint:
     async def _open(self, body: Mapping[str, Any], ends: float) -> _TextStream:
         """A stream whose first text has arrived."""
         streamed = {"stream_options": {"include_usage": True}, **body, "stream": True}
-        first_token = self._caller.deadlines.first_token
-        exchange = await self._caller.open("chat/completions", streamed, first_token, ends)
+        first_token = anyio.current_time() + (self._caller.deadlines.first_token or math.inf)
+        exchange = await self._caller.open("chat/completions", streamed, min(first_token, ends))
         try:
-            stream = _TextStream(exchange, _chars(body), self._accept_open_end)
-            await stream.prime(first_token)
+            stream = _TextStream(exchange, _chars(body), self._caller.deadlines.idle, self._accept_open_end)
+            await stream.prime()
         except BaseException:
             await exchange.aclose()
             raise
+        exchange.extend(ends)
         return stream
 
     async def _collect(self, body: Mapping[str, Any], ends: float) -> Completion:
@@ -181,7 +184,7 @@ class _ChatEndpoint:
         return fields(grammar)
 
     async def _probe(self, ends: float) -> Engine:
-        async with self._caller.exchange("models", None, self._caller.deadlines.first_token, ends) as exchange:
+        async with self._caller.exchange("models", None, ends) as exchange:
             models = exchange.understood(load, await exchange.read()).get("data")
         first = models[0] if isinstance(models, list) and models else {}
         owner = first.get("owned_by") if isinstance(first, Mapping) else None
@@ -203,7 +206,8 @@ class HTTPEndpoint(_ChatEndpoint):
     Args:
         base_url: Up to and including the version, as in "http://127.0.0.1:8000/v1".
         model: Model or adapter name.
-        api_key: Sent as a bearer token; never shown.
+        api_key: Sent as a bearer token. Neither it nor a header whose name speaks of a key, token or authorization is
+            ever shown, even where the server repeats it.
         engine: "llama.cpp", "vllm" or "openai"; None asks the server when a grammar first needs it.
         headers: Sent with every request.
         deadlines: How long to wait.
@@ -239,7 +243,6 @@ class HTTPEndpoint(_ChatEndpoint):
             deadlines=deadlines,
             retries=retries,
             accept_open_end=accept_open_end,
-            secret=api_key,
         )
 
     @classmethod
@@ -290,15 +293,15 @@ class AsyncOpenAIEndpoint(_ChatEndpoint):
             deadlines=deadlines,
             retries=retries,
             accept_open_end=accept_open_end,
-            secret=client.api_key,
         )
 
 
 class _TextStream:
     """The deltas of one streamed completion."""
 
-    def __init__(self, exchange: Exchange, prompt_chars: int, accept_open_end: bool) -> None:
+    def __init__(self, exchange: Exchange, prompt_chars: int, idle: float | None, accept_open_end: bool) -> None:
         self._exchange = exchange
+        self._idle = idle
         self._decoder = ChatDecoder(prompt_chars)
         self._accept_open_end = accept_open_end
         self._primed = ""
@@ -306,14 +309,14 @@ class _TextStream:
         self._body_over = False
         self._ended = False
 
-    async def prime(self, first_token: float | None) -> None:
+    async def prime(self) -> None:
         """Wait for the first text, or for the end of a body without any."""
         if self._exchange.is_json:  # a server that cannot stream answers whole
             self._whole = self._exchange.understood(read_completion, await self._exchange.read(), 0)
             self._primed, self._body_over = self._whole.text, True
             return
         while not self._primed and not self._body_over and not self._decoder.done:
-            self._primed = await self._read(first_token)
+            self._primed = await self._read(None)
 
     def __aiter__(self) -> Self:
         return self
@@ -323,7 +326,7 @@ class _TextStream:
         while not text:
             if self._body_over or self._decoder.done:
                 return self._end()
-            text = await self._read(self._exchange.idle)
+            text = await self._read(self._idle)
         return TextDelta(text)
 
     async def aclose(self) -> None:

@@ -16,7 +16,7 @@ from duet._schema import ProfileSchema, Slot, block, is_blank
 
 SectionEvent = SectionDelta | SectionDone
 
-_THINK = re.compile(r"<think>.*?</think>|\A.*</think>", re.I | re.S)
+_THINK = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*</think>", re.I | re.S | re.A)
 
 
 class SectionParser:
@@ -45,6 +45,7 @@ class SectionParser:
         self._done: dict[Slot, str] = {}
         self._side, self._section = "", ""
         self._text: list[str] = []
+        self._blank = ""
         self._tags = self._states["", ""]
 
     @property
@@ -102,8 +103,11 @@ class SectionParser:
         return text[at + len(body) :]
 
     def _add(self, text: str, events: list[SectionEvent]) -> None:
-        if not self._text:
-            text = text.lstrip()
+        if not self._text:  # nothing is told of a section until it has content
+            self._blank += text
+            if is_blank(self._blank):
+                return
+            text = self._blank.lstrip()
         if text:
             self._text.append(text)
             events.append(SectionDelta(self._side, self._section, text))
@@ -126,16 +130,16 @@ class SectionParser:
             self._section, self._tags = name, self._states[self._side, name]
 
     def _enter_side(self, side: str) -> None:
-        self._side, self._section, self._text = side, "", []
+        self._side, self._section, self._text, self._blank = side, "", [], ""
         self._tags = self._states[side, ""]
 
     def _leave_side(self) -> None:
-        self._side, self._section, self._text = "", "", []
+        self._side, self._section, self._text, self._blank = "", "", [], ""
         self._tags = self._states["", ""]
 
     def _end_section(self, events: list[SectionEvent]) -> None:
-        text = "".join(self._text)
-        if not is_blank(text):
+        if self._text:
+            text = "".join(self._text)
             self._done[self._side, self._section] = text
             events.append(SectionDone(self._side, self._section, text))
         self._enter_side(self._side)
@@ -145,7 +149,7 @@ class _Tags:
     """The tags that mean something in one state of the parser."""
 
     def __init__(self, *tags: str) -> None:
-        self.pattern = re.compile("|".join(map(re.escape, tags)), re.I)
+        self.pattern = re.compile("|".join(map(re.escape, tags)), re.I | re.A)
         self._tags = tags
 
     def held_from(self, text: str, at: int) -> int:
@@ -210,18 +214,18 @@ def joint_profile(sections: Mapping[Slot, str], completion: Completion, cues: Cu
     )
 
 
-_TAGGED = re.compile(r"<rating>([^<]*)</rating>", re.I)
-_DENOMINATOR = re.compile(
-    r"(?<=\d)\s*(?:/|out\s+of|of)\s*\d+(?:\.\d+)?|\bscale\s+(?:of|from)\s+\d+\s*(?:to|[-–])\s*\d+", re.I
-)
-_NUMBER = re.compile(r"(?<![\w.,])[-−]?\d+(?:[.,]\d+)?(?![\w])")
+_TAGGED = re.compile(r"<rating>([^<]*)</rating>", re.I | re.A)
+_OUT_OF = re.compile(r"(?<=\d)\s*\(?(?:/|out\s+of|of)\s*(\d+(?:\.\d+)?)\)?(?![\d.]*\d)", re.I)
+_SCALE = re.compile(r"\bscale\s+(?:of|from)\s+\d+\s*(?:to|[-–])\s*\d+", re.I)
+_NUMBER = re.compile(r"(?<![\w.,])[-−]?\d+(?:[.,]\d{1,2}(?!\d))?(?![\w]|[.,]\d)")
 
 
 def parse_rating(text: str, scale: RatingScale = RatingScale()) -> float:
     """The one rating that a text states.
 
-    ``<rating>…</rating>`` is preferred where it stands; reasoning in ``<think>`` and denominators ("4 out of 5", "4/5")
-    do not count. Two different numbers are no rating: guessing which was meant would be noise in a reward.
+    ``<rating>…</rating>`` is preferred where it stands; reasoning in ``<think>`` and the scale's own denominator ("4
+    out of 5", "4/5") do not count. Two different numbers are no rating: guessing which was meant would be noise in a
+    reward.
 
     Args:
         text: The recommender's answer.
@@ -234,8 +238,7 @@ def parse_rating(text: str, scale: RatingScale = RatingScale()) -> float:
         RatingError: No number, several, or one off the scale.
     """
     answer = _THINK.sub("", text)
-    tagged = _TAGGED.search(answer)
-    plain = _DENOMINATOR.sub("", tagged[1] if tagged else answer)
+    plain = _without_scale(" ".join(_TAGGED.findall(answer)) or answer, scale)
     found = {float(number.replace(",", ".").replace("−", "-")) for number in _NUMBER.findall(plain)}
     if len(found) != 1:
         what = "no rating" if not found else f"{len(found)} different numbers"
@@ -244,3 +247,8 @@ def parse_rating(text: str, scale: RatingScale = RatingScale()) -> float:
     if rating not in scale:
         raise RatingError(f"the recommender answered {rating:g}, off the scale of {scale}", text=text)
     return rating
+
+
+def _without_scale(text: str, scale: RatingScale) -> str:
+    """The text without "out of 5" and "on a scale of 1 to 5"; another denominator is another scale, and stays."""
+    return _OUT_OF.sub(lambda match: "" if float(match[1]) == scale.maximum else match[0], _SCALE.sub("", text))

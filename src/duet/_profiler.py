@@ -156,15 +156,22 @@ class ProfileStream:
         self._keep = keep
         self._events: deque[ProfileEvent] = deque()
         self._profile: JointProfile | None = None
+        self._failure: Exception | None = None
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> ProfileEvent:
         while not self._events:
+            if self._failure is not None:
+                raise self._failure
             if self._profile is not None:
                 raise StopAsyncIteration
-            await self._advance()
+            try:
+                await self._advance()
+            except Exception as exc:
+                self._failure = exc
+                raise
         return self._events.popleft()
 
     async def get_final_profile(self) -> JointProfile:

@@ -7,6 +7,7 @@ can close a section, forge a tag or open a chat template's special token.
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,7 @@ _NO_HISTORY = "There is no history for this user: nothing to go by. Say so, and 
 _NO_EVIDENCE = "Nobody has rated this item yet: nothing to go by but what stands above."
 
 _ANGLES = str.maketrans({"<": "‹", ">": "›"})
+_BRACKETED = re.compile(r"\[(/?[A-Z_]{3,})\]")  # special tokens of some chat templates, such as [INST]
 _JOINERS = "\u200c\u200d"
 
 
@@ -63,10 +65,10 @@ def quote(text: str, limit: int | None = None) -> str:
     """
     line = " ".join(text.split())
     if limit is not None and len(line) > limit:
-        line = line[:limit].rstrip() + "…"
+        line = line[: limit - 1].rstrip() + "…"
     if not line.isprintable():
-        line = "".join(filter(_is_text, line))
-    return line.translate(_ANGLES)
+        line = "".join(filter(_is_text, line)).strip()
+    return _BRACKETED.sub(r"(\1)", line.translate(_ANGLES))
 
 
 def _rows(rows: Sequence[Interaction], review_chars: int, *, titled: bool) -> list[str]:
@@ -75,8 +77,8 @@ def _rows(rows: Sequence[Interaction], review_chars: int, *, titled: bool) -> li
         lines.append(f"[{number}] rated {row.rating:.1f}")
         if titled:
             lines.append(f"item: {quote(row.title, 200) or 'unknown title'}")
-        if row.review.strip() and review_chars:
-            lines.append(f"review: {quote(row.review, review_chars)}")
+        if review_chars and (review := quote(row.review, review_chars)):
+            lines.append(f"review: {review}")
     return lines
 
 
@@ -111,10 +113,24 @@ class JointPrompt:
         for name in ("history_limit", "evidence_limit", "review_chars"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.averages not in ("shown", "all", None):
+            raise ConfigurationError(f"averages must be 'shown', 'all' or None, got {self.averages!r}")
 
     def schema_for(self, cues: Cues | None) -> ProfileSchema:
-        """The schema of the completion: cues that are given are not written again."""
-        return self.schema if cues is None or "cue" not in self.schema.sections else self.schema.without("cue")
+        """The schema of the completion: cues that are given are not written again.
+
+        Args:
+            cues: What is given, if anything.
+
+        Raises:
+            ConfigurationError: The cue of a side is missing.
+        """
+        if cues is None or "cue" not in self.schema.sections:
+            return self.schema
+        for side in self.schema.sides:
+            if not getattr(cues, side):
+                raise ConfigurationError(f"cues= must hold a cue for the {side} too: it is not written again")
+        return self.schema.without("cue")
 
     def render(self, user: User, item: Item, *, cues: Cues | None = None) -> tuple[Message, ...]:
         """The messages for one pair.
@@ -143,8 +159,8 @@ class JointPrompt:
 
     def _user_block(self, user: User) -> list[str]:
         lines = ["USER"]
-        if user.name:
-            lines.append(f"name: {quote(user.name, 200)}")
+        if name := quote(user.name or "", 200):
+            lines.append(f"name: {name}")
         shown = _latest(user.history, self.history_limit)
         if not shown:
             return [*lines, _NO_HISTORY]
@@ -153,7 +169,7 @@ class JointPrompt:
 
     def _item_block(self, item: Item) -> list[str]:
         lines = ["ITEM", f"title: {quote(item.title or '', 200) or 'unknown title'}"]
-        lines += [f"{quote(key, 60)}: {quote(value, 300)}" for key, value in item.attributes if value.strip()]
+        lines += [f"{quote(key, 60)}: {text}" for key, value in item.attributes if (text := quote(value, 300))]
         shown = _latest(item.evidence, self.evidence_limit)
         if not shown:
             return [*lines, _NO_EVIDENCE]

@@ -73,13 +73,16 @@ class LLMRecommender:
         self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent)
         self._scale = scale
         self._ledger = ledger
+        # OpenAI's reasoning models refuse max_tokens, so a limit under the other name is left as it is.
+        limited = sampling.max_tokens or sampling.max_completion_tokens
         if mode == "expected":
             wanted = sampling.top_logprobs or 20  # the most that OpenAI and, by default, vLLM give
             self._labels = self._prompt.labels
-            self._sampling = attrs.evolve(sampling, max_tokens=1, logprobs=True, top_logprobs=wanted)
+            limit = None if sampling.max_completion_tokens else 1
+            self._sampling = attrs.evolve(sampling, max_tokens=limit, logprobs=True, top_logprobs=wanted)
         else:
             self._labels = {}
-            self._sampling = attrs.evolve(sampling, max_tokens=sampling.max_tokens or 20)
+            self._sampling = sampling if limited else attrs.evolve(sampling, max_tokens=20)
 
     async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
         """The rating that the model predicts.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -57,8 +57,8 @@ def _check_time(record: object, field: attrs.Attribute[datetime | None], value: 
 def _to_float(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise RecordError(f"rating must be a number, got {value!r}", field="rating") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RecordError(f"rating must be a number, got {value!r:.80}", field="rating") from None
 
 
 @attrs.frozen
@@ -70,8 +70,8 @@ class RatingScale:
         maximum: Highest rating, in rating points.
     """
 
-    minimum: float = attrs.field(default=1.0, converter=float)
-    maximum: float = attrs.field(default=5.0, converter=float)
+    minimum: float = attrs.field(default=1.0, converter=_to_float)
+    maximum: float = attrs.field(default=5.0, converter=_to_float)
 
     def __attrs_post_init__(self) -> None:
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum < self.maximum):
@@ -146,12 +146,13 @@ def _check_one_clock(times: Iterable[tuple[str, datetime | None]]) -> None:
 
 def _sorted_history(rows: Iterable[Interaction], field: str) -> tuple[Interaction, ...]:
     """Oldest first, undated rows before dated ones in the order given, exact duplicates once."""
-    unique = tuple(dict.fromkeys(rows))
-    for index, row in enumerate(unique):
+    given = tuple(rows)
+    for index, row in enumerate(given):
         if not isinstance(row, Interaction):
             raise RecordError(
                 f"{field}[{index}] must be an Interaction, got {type(row).__name__}", field=f"{field}[{index}]"
             )
+    unique = tuple(dict.fromkeys(given))
     _check_one_clock((f"{field}[{index}].at", row.at) for index, row in enumerate(unique))
     undated = tuple(row for row in unique if row.at is None)
     dated = [row for row in unique if row.at is not None]
@@ -168,10 +169,6 @@ def _evidence(rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
 
 def _before(rows: Iterable[Interaction], at: datetime) -> tuple[Interaction, ...]:
     return tuple(row for row in rows if row.at is not None and row.at < at)
-
-
-def _without(rows: Iterable[Interaction], user: str, item: str) -> tuple[Interaction, ...]:
-    return tuple(row for row in rows if (row.user, row.item) != (user, item))
 
 
 @attrs.frozen
@@ -234,6 +231,10 @@ class Item:
         return attrs.evolve(self, evidence=_before(self.evidence, at))
 
 
+def _items(items: Iterable[Item]) -> tuple[Item, ...]:
+    return tuple(items)
+
+
 @attrs.frozen
 class Example:
     """A pair whose rating is known: what training and evaluation run on.
@@ -257,28 +258,38 @@ class Example:
     item: Item
     rating: float = attrs.field(converter=_to_float, validator=_check_rating)
     at: datetime | None = attrs.field(default=None, kw_only=True, validator=_check_time)
-    candidates: tuple[Item, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
+    candidates: tuple[Item, ...] = attrs.field(default=(), kw_only=True, converter=_items)
     scale: RatingScale = attrs.field(default=RatingScale(), kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        _check_one_clock(
-            [("at", self.at)]
-            + [(f"user.history[{i}].at", row.at) for i, row in enumerate(self.user.history)]
-            + [(f"item.evidence[{i}].at", row.at) for i, row in enumerate(self.item.evidence)]
-        )
-        if self.at is None:
-            pair = self.user.id, self.item.id
-            user = attrs.evolve(self.user, history=_without(self.user.history, *pair))
-            item = attrs.evolve(self.item, evidence=_without(self.item.evidence, *pair))
-        else:
-            user, item = self.user.before(self.at), self.item.before(self.at)
+        _check_one_clock([("at", self.at), *((f"{name}.at", row.at) for name, row in self._rows())])
         # A frozen attrs class offers no other way to narrow its own fields once all of them are known.
-        object.__setattr__(self, "user", user)
-        object.__setattr__(self, "item", item)
+        object.__setattr__(self, "user", self._cut_user(self.user))
+        object.__setattr__(self, "item", self._cut_item(self.item))
+        object.__setattr__(self, "candidates", tuple(map(self._cut_item, self.candidates)))
         self.scale.require(self.rating, "rating")
-        for name, rows in (("user.history", user.history), ("item.evidence", item.evidence)):
+        for name, row in self._rows():
+            self.scale.require(row.rating, f"{name}.rating")
+
+    def _rows(self) -> Iterator[tuple[str, Interaction]]:
+        groups = [("user.history", self.user.history), ("item.evidence", self.item.evidence)]
+        groups += [(f"candidates[{index}].evidence", item.evidence) for index, item in enumerate(self.candidates)]
+        for name, rows in groups:
             for index, row in enumerate(rows):
-                self.scale.require(row.rating, f"{name}[{index}].rating")
+                yield f"{name}[{index}]", row
+
+    def _cut_user(self, user: User) -> User:
+        if self.at is not None:
+            return user.before(self.at)
+        return attrs.evolve(user, history=self._without_pair(user.history))
+
+    def _cut_item(self, item: Item) -> Item:
+        if self.at is not None:
+            return item.before(self.at)
+        return attrs.evolve(item, evidence=self._without_pair(item.evidence))
+
+    def _without_pair(self, rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
+        return tuple(row for row in rows if (row.user, row.item) != (self.user.id, self.item.id))
 
 
 @attrs.frozen

@@ -3,137 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from typing import Protocol
 
-import attrs
-
-from duet._concurrency import map_unordered
-from duet._errors import CompletionError, ConfigurationError, RatingError
+from duet._errors import CompletionError, ConfigurationError, DuetError, RatingError
 from duet._parser import parse_profile
-from duet._recommender import Recommender, as_rating
-from duet._records import Completion, Example, JointProfile, Rating, Reward
+from duet._records import Completion, Example, JointProfile, Reward
 from duet._schema import ProfileSchema
-
-
-@attrs.frozen
-class TermScore:
-    """What one term says of one profile.
-
-    Args:
-        value: None where nothing can be said.
-        rating: What a recommender predicted on the way.
-        error: Why there is no value.
-    """
-
-    value: float | None
-    rating: Rating | None = attrs.field(default=None, kw_only=True)
-    error: Exception | None = attrs.field(default=None, kw_only=True, eq=False)
-
-
-class RewardTerm(Protocol):
-    """One summand of a reward. Any object of this shape will do."""
-
-    @property
-    def name(self) -> str:
-        """Its key in `Reward.terms`."""
-
-    @property
-    def weight(self) -> float:
-        """Its factor in the sum."""
-
-    async def score(
-        self, profiles: Sequence[JointProfile], examples: Sequence[Example]
-    ) -> Sequence[TermScore | float | None]:
-        """One score a profile, in order. The batch comes whole, since a contrastive term needs the others in it."""
-
-
-class RatingReward:
-    """How close a frozen recommender comes with the profile: 1 − |r − r̂| / range, from 0 to 1 (DUET, "Reward").
-
-    Args:
-        recommender: Reads the profiles and predicts. A prediction beyond the scale counts as its end.
-        weight: Factor in the sum.
-        concurrency: Most predictions under way.
-    """
-
-    name: str = "rating"
-
-    def __init__(self, recommender: Recommender, *, weight: float = 1.0, concurrency: int = 64) -> None:
-        if concurrency < 1:
-            raise ConfigurationError(f"concurrency must be at least 1, got {concurrency}")
-        self.weight: float = weight
-        self._recommender = recommender
-        self._concurrency = concurrency
-
-    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
-        """One score a profile; an error of the recommender is a score without a value."""
-        scores = [TermScore(None)] * len(profiles)
-        pairs = list(zip(profiles, examples, strict=True))
-        async with map_unordered(self._score_one, pairs, self._concurrency) as results:
-            async for index, score in results:
-                scores[index] = score
-        return scores
-
-    async def _score_one(self, index: int, pair: tuple[JointProfile, Example]) -> tuple[int, TermScore]:
-        profile, example = pair
-        try:
-            rating = as_rating(await self._recommender.predict(example.user, example.item, profile))
-        except Exception as exc:
-            return index, TermScore(None, error=exc)
-        distance = abs(example.rating - example.scale.clip(rating.value))
-        return index, TermScore(1 - distance / example.scale.range, rating=rating)
-
-
-@attrs.frozen
-class LengthReward:
-    """Profiles beyond a length cost: 0 up to `max_chars`, falling in a straight line to −1 at twice that.
-
-    Args:
-        max_chars: Characters of both profile texts together.
-        weight: Factor in the sum.
-    """
-
-    max_chars: int
-    weight: float = attrs.field(default=1.0, kw_only=True)
-    name: str = attrs.field(default="length", init=False)
-
-    def __attrs_post_init__(self) -> None:
-        if self.max_chars < 1:
-            raise ConfigurationError(f"max_chars must be at least 1, got {self.max_chars}")
-
-    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
-        """From −1 to 0 for each profile."""
-        return [-min(max(sum(map(len, _texts(profile))) / self.max_chars - 1, 0.0), 1.0) for profile in profiles]
-
-
-_STATED_RATING = re.compile(
-    r"""\d(?:[.,]\d+)?\s*(?:/|out\s+of)\s*\d+        # 4/5, 4.5 out of 5
-      | \b(?:\d(?:[.,]\d+)?|one|two|three|four|five)[\s-]stars?\b
-      | [★⭐]
-      | \b(?:rat(?:e|es|ed|ing|ings)|scores?|predict(?:s|ed|ion)?|give(?:s|n)?|average)\b\D{0,24}?\b\d(?:[.,]\d+)?\b""",
-    re.I | re.X,
-)
-
-
-@attrs.frozen
-class LeakageReward:
-    """A profile that states a rating costs −1: the recommender would copy the number instead of reading the profile.
-
-    The policy never sees the label, but it soon learns that naming the usual rating pays; such a profile says nothing
-    of the user.
-
-    Args:
-        weight: Factor in the sum.
-    """
-
-    weight: float = attrs.field(default=1.0, kw_only=True)
-    name: str = attrs.field(default="leakage", init=False)
-
-    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
-        """−1 or 0 for each profile."""
-        return [-1.0 if any(map(_STATED_RATING.search, _texts(profile))) else 0.0 for profile in profiles]
+from duet._terms import RewardTerm, TermScore
 
 
 class RewardEnv:
@@ -208,8 +84,8 @@ class RewardEnv:
         """For each profile its scores by the name of the term."""
         scores: list[dict[str, TermScore]] = [{} for _ in profiles]
         for term in self._terms if profiles else ():
-            for row, score in zip(scores, await term.score(profiles, examples), strict=True):
-                row[term.name] = score if isinstance(score, TermScore) else TermScore(score)
+            for row, score in zip(scores, await _score(term, profiles, examples), strict=True):
+                row[term.name] = score
         return scores
 
     def _reward(self, scores: dict[str, TermScore]) -> Reward:
@@ -223,5 +99,20 @@ class RewardEnv:
         return Reward(penalty, rating=rating, terms=values, error=error)
 
 
-def _texts(profile: JointProfile) -> list[str]:
-    return [side.text for side in (profile.user, profile.item) if side is not None]
+async def _score(term: RewardTerm, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
+    """The scores of one term; what it raises, and what is no number, is an error of every or that one profile."""
+    try:
+        given = list(await term.score(profiles, examples))
+    except Exception as exc:
+        return [TermScore(None, error=exc)] * len(profiles)
+    if len(given) != len(profiles):
+        error = DuetError(f"the term {term.name!r} gave {len(given)} scores for {len(profiles)} profiles")
+        return [TermScore(None, error=error)] * len(profiles)
+    return [_finite(term, score) for score in given]
+
+
+def _finite(term: RewardTerm, score: TermScore | float | None) -> TermScore:
+    found = score if isinstance(score, TermScore) else TermScore(score)
+    if found.value is None or math.isfinite(found.value):
+        return found
+    return TermScore(None, rating=found.rating, error=DuetError(f"the term {term.name!r} gave {found.value!r}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
@@ -11,6 +11,10 @@ import attrs
 from duet._errors import ConfigurationError
 
 Engine = Literal["llama.cpp", "vllm", "openai"]
+
+
+def _strings(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +46,7 @@ class Sampling:
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    stop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logprobs: bool | None = None
@@ -75,9 +79,10 @@ class Deadlines:
 
     Args:
         connect: For a connection.
-        first_token: From sending the request to the first byte of the answer's body.
+        first_token: Of a stream, from sending the request to its first text; each try has as long.
         idle: Between two reads of a stream.
-        total: For the whole call, retries and their pauses included.
+        total: For the whole call, retries and their pauses included. The only one that bounds `generate`, except
+            towards llama.cpp, where a stream runs underneath.
     """
 
     connect: float | None = 10.0

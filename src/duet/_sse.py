@@ -43,6 +43,9 @@ class EventDecoder:
         if self._tail:
             data = self._tail + data
         if _CR in data or self._first:
+            if self._first and len(data) < len(_BOM):
+                self._tail = data
+                return []
             data = self._normalised(data)
         events = data.split(b"\n\n")
         self._tail = events.pop()
@@ -56,7 +59,7 @@ class EventDecoder:
 
     def _normalised(self, data: bytes) -> bytes:
         """Line ends as LF, no byte-order mark; a last CR waits for the LF that may be on its way."""
-        if self._first and len(data) >= len(_BOM):
+        if self._first:
             data, self._first = data.removeprefix(_BOM), False
         if data.endswith(b"\r"):
             data, self._held = data[:-1], b"\r"
@@ -133,6 +136,8 @@ class ChatDecoder:
         return Usage(self._prompt_chars // 4, len(self._text) + len(self._reasoning), estimated=True)
 
     def _take(self, payloads: Iterable[bytes]) -> str:
+        if self.done:
+            return ""
         before = len(self._text)
         chunk: dict[str, Any] = {}
         try:
@@ -141,27 +146,30 @@ class ChatDecoder:
                     self.done = True
                     break
                 chunk = load(payload)
+                if "error" in chunk:
+                    _raise_error(chunk)
                 if choices := chunk.get("choices"):
                     self._choice(choices[0])
                 elif choices is None:
                     _raise_error(chunk)
                 if usage := chunk.get("usage"):
                     self._usage = read_usage(usage)
-        except (AttributeError, KeyError, TypeError, IndexError) as exc:
+                if not self._model:
+                    self._model = _text(chunk.get("model"))
+        except (AttributeError, KeyError, TypeError, IndexError, ValueError) as exc:
             raise ProtocolViolation(f"an event that is no chat-completion chunk: {chunk!r:.200}") from exc
-        self._model = self._model or chunk.get("model") or ""
         return "".join(self._text[before:])
 
     def _choice(self, choice: dict[str, Any]) -> None:
         if choice.get("index"):
             return
         if delta := choice.get("delta"):
-            if text := delta.get("content"):
-                self._text.append(text + "")  # raises TypeError unless it is text
-            elif reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
-                self._reasoning.append(reasoning + "")
+            if text := _text(delta.get("content")):
+                self._text.append(text)
+            elif reasoning := _text(delta.get("reasoning_content") or delta.get("reasoning")):
+                self._reasoning.append(reasoning)
         if finish_reason := choice.get("finish_reason"):
-            self._finish_reason = finish_reason
+            self._finish_reason = _text(finish_reason)
         if logprobs := choice.get("logprobs"):
             self._logprobs += read_logprobs(logprobs)
 
@@ -189,22 +197,22 @@ def read_completion(body: bytes, prompt_chars: int = 0) -> Completion:
         ErrorObject: It is an error object under status 200.
     """
     answer = load(body)
-    if "choices" not in answer:
+    if "error" in answer or not answer.get("choices"):
         _raise_error(answer)
     try:
         choice = answer["choices"][0]
         message = choice["message"]
-        text = message.get("content") or ""
+        text = _text(message.get("content"))
         usage = answer.get("usage")
         return Completion(
             text,
-            finish_reason=choice.get("finish_reason"),
-            model=answer.get("model") or "",
+            finish_reason=_text(choice.get("finish_reason")) or None,
+            model=_text(answer.get("model")),
             usage=read_usage(usage) if usage else Usage(prompt_chars // 4, (len(text) + 3) // 4, estimated=True),
             logprobs=tuple(read_logprobs(choice.get("logprobs") or {})),
-            reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+            reasoning=_text(message.get("reasoning_content") or message.get("reasoning")),
         )
-    except (AttributeError, KeyError, TypeError, IndexError) as exc:
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError) as exc:
         raise ProtocolViolation(f"not a chat completion: {body[:200]!r}") from exc
 
 
@@ -261,6 +269,14 @@ def read_error(body: Mapping[str, Any]) -> ErrorObject | None:
         return ErrorObject(str(error), None)
     code = error.get("code", error.get("status"))
     return ErrorObject(str(error.get("message") or error), code if isinstance(code, int) else None)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _raise_error(body: Mapping[str, Any]) -> None:

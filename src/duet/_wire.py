@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self
@@ -13,6 +14,7 @@ import attrs
 
 from duet._errors import ConfigurationError
 
+_SECRET = re.compile("key|token|auth|secret|cookie", re.I)
 # By name, so that none of these has to be imported here. openai ≥ 3 reads through httpx2.
 _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2"})
 
@@ -52,6 +54,10 @@ class Wire(Protocol):
     def address(self) -> str:
         """The base address as it may stand in a message."""
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is sent and must never show."""
+
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         """POST `body` as JSON, or GET where it is None; raise WireFailure where no answer comes."""
 
@@ -76,6 +82,11 @@ def public_address(base_url: str) -> str:
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes "?"."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of headers whose names speak of a secret, without "Bearer" and the like."""
+    return tuple(value.split()[-1] for name, value in headers.items() if _SECRET.search(name) and value.strip())
 
 
 class Chunks:

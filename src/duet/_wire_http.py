@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from duet._wire import Answer, Chunks, encode, failure_of, is_wire_failure, public_address
+from duet._wire import Answer, Chunks, encode, failure_of, is_wire_failure, public_address, secrets_of
 
 KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 
@@ -26,6 +26,7 @@ class HTTPWire:
         self._headers = {"accept-encoding": "identity", "user-agent": "duet", **headers}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
+        self.secrets = secrets_of(self._headers)
         self._verify = verify
         self._transport: httpx.AsyncBaseTransport | None = None
         self._loop: object = None

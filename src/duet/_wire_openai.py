@@ -19,6 +19,7 @@ class OpenAIWire:
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client.with_options(max_retries=0)
         self.address = str(client.base_url).split("?")[0].rstrip("/")
+        self.secrets = (client.api_key,) if client.api_key else ()
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         try:
@@ -42,7 +43,9 @@ class OpenAIWire:
             return self._client.models.with_streaming_response.list()
         own = {"model": body["model"], "extra_body": body}
         if path == "embeddings":
-            return self._client.embeddings.with_streaming_response.create(input=body["input"], **own)
+            return self._client.embeddings.with_streaming_response.create(
+                input=body["input"], encoding_format="float", **own
+            )
         return self._client.chat.completions.with_streaming_response.create(
             messages=body["messages"], stream=body.get("stream", False), **own
         )

@@ -1,0 +1,160 @@
+"""The terms of a reward: what a recommender makes of the profiles, and what the profiles cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from duet._concurrency import map_unordered
+from duet._errors import ConfigurationError
+from duet._recommender import Recommender, as_rating
+from duet._records import Example, JointProfile, Rating, RatingScale
+
+
+@attrs.frozen
+class TermScore:
+    """What one term says of one profile.
+
+    Args:
+        value: None where nothing can be said.
+        rating: What a recommender predicted on the way.
+        error: Why there is no value.
+    """
+
+    value: float | None
+    rating: Rating | None = attrs.field(default=None, kw_only=True)
+    error: Exception | None = attrs.field(default=None, kw_only=True, eq=False)
+
+
+class RewardTerm(Protocol):
+    """One summand of a reward. Any object of this shape will do."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `Reward.terms`."""
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the sum."""
+
+    async def score(
+        self, profiles: Sequence[JointProfile], examples: Sequence[Example]
+    ) -> Sequence[TermScore | float | None]:
+        """One score a profile, in order. The batch comes whole, since a contrastive term needs the others in it."""
+
+
+class RatingReward:
+    """How close a frozen recommender comes with the profile: 1 − |r − r̂| / range, from 0 to 1 (DUET, "Reward").
+
+    Args:
+        recommender: Reads the profiles and predicts. A prediction beyond the scale counts as its end.
+        weight: Factor in the sum.
+        concurrency: Most predictions under way.
+    """
+
+    name: str = "rating"
+
+    def __init__(self, recommender: Recommender, *, weight: float = 1.0, concurrency: int = 64) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency must be at least 1, got {concurrency}")
+        self.weight: float = weight
+        self._recommender = recommender
+        self._concurrency = concurrency
+
+    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
+        """One score a profile; an error of the recommender is a score without a value."""
+        scores = [TermScore(None)] * len(profiles)
+        pairs = list(zip(profiles, examples, strict=True))
+        async with map_unordered(self._score_one, pairs, self._concurrency) as results:
+            async for index, score in results:
+                scores[index] = score
+        return scores
+
+    async def _score_one(self, index: int, pair: tuple[JointProfile, Example]) -> tuple[int, TermScore]:
+        profile, example = pair
+        try:
+            rating = as_rating(await self._recommender.predict(example.user, example.item, profile))
+        except Exception as exc:
+            return index, TermScore(None, error=exc)
+        distance = abs(example.rating - example.scale.clip(rating.value))
+        return index, TermScore(1 - distance / example.scale.range, rating=rating)
+
+
+@attrs.frozen
+class LengthReward:
+    """Profiles beyond a length cost: 0 up to `max_chars`, falling in a straight line to −1 at twice that.
+
+    Args:
+        max_chars: Characters of both profile texts together.
+        weight: Factor in the sum.
+    """
+
+    max_chars: int
+    weight: float = attrs.field(default=1.0, kw_only=True)
+    name: str = attrs.field(default="length", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_chars < 1:
+            raise ConfigurationError(f"max_chars must be at least 1, got {self.max_chars}")
+
+    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
+        """From −1 to 0 for each profile."""
+        return [max(-1.0, min(0.0, 1 - sum(map(len, _texts(profile))) / self.max_chars)) for profile in profiles]
+
+
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_N = rf"(?P<n>(?<![\d.,$€£])\d{{1,3}}(?:[.,]\d{{1,2}})?|\b(?:{'|'.join(_WORDS)}))"
+_CLAUSE_END = r"(?=\s*(?:[,;:!?)]|\.(?!\d)|$|\bstars?\b|\bout\s+of\b|\b(?:or|and|to|at|overall)\b))"
+_STATED = [
+    re.compile(pattern, re.I)
+    for pattern in (
+        rf"{_N}\s*(?:/|out\s+of)\s*(?P<of>\d+)(?![\d/])",
+        rf"{_N}[\s-]stars?\b(?![\s-]*(?:crossed|of|hotel|restaurant))",
+        rf"\b(?:rat(?:e|es|ed|ing|ings)|predict(?:s|ed|ion|ions)?)\b[^.;!?\d]{{0,30}}?{_N}s?\b{_CLAUSE_END}",
+        rf"\b(?:gives?|gave|given|giving|deserves?|earns?|scores?|scoring|solid|mostly|averag(?:e|es|ing))\s(?:\w+\s){{0,2}}?{_N}s?\b{_CLAUSE_END}",
+        rf"(?P<n>(?<![\d.,$€£])\d[.,]\d{{1,2}})\b{_CLAUSE_END}",
+    )
+]
+_STARS = re.compile("[★⭐]")
+
+
+@attrs.frozen
+class LeakageReward:
+    """A profile that states a rating costs −1: the recommender would copy the number instead of reading the profile.
+
+    The policy never sees the label, but it soon learns that naming the usual rating pays; such a profile says nothing
+    of the user. What counts is a number on the example's scale beside the scale's maximum ("4/5"), beside "star", after
+    a word of rating, or as a decimal at the end of a clause. A pattern cannot read: it will miss some, and take an
+    innocent number for a rating now and then.
+
+    Args:
+        weight: Factor in the sum.
+    """
+
+    weight: float = attrs.field(default=1.0, kw_only=True)
+    name: str = attrs.field(default="leakage", init=False)
+
+    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
+        """−1 or 0 for each profile."""
+        return [
+            -1.0 if any(_states_rating(text, example.scale) for text in _texts(profile)) else 0.0
+            for profile, example in zip(profiles, examples, strict=True)
+        ]
+
+
+def _states_rating(text: str, scale: RatingScale) -> bool:
+    matches = (match for pattern in _STATED for match in pattern.finditer(text))
+    return _STARS.search(text) is not None or any(_is_rating(match, scale) for match in matches)
+
+
+def _is_rating(match: re.Match[str], scale: RatingScale) -> bool:
+    number, of = match["n"].lower(), match.groupdict().get("of")
+    value = _WORDS.index(number) if number in _WORDS else float(number.replace(",", "."))
+    return value in scale and (of is None or float(of) == scale.maximum)
+
+
+def _texts(profile: JointProfile) -> list[str]:
+    return [side.text for side in (profile.user, profile.item) if side is not None]

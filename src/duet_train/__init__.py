@@ -1,0 +1,1 @@
+"""From rating logs to measured and trained profilers: prepare, evaluate, train."""

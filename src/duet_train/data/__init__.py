@@ -1,0 +1,1 @@
+"""Rating logs as found on disk, and what `prepare` makes of them."""
