@@ -67,6 +67,34 @@ class Ledger:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._close)
 
+    async def generate(
+        self,
+        endpoint: Endpoint,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        schema: ProfileSchema | None = None,
+    ) -> Completion:
+        """The generation from the ledger, or from the endpoint and then kept.
+
+        Args:
+            endpoint: What generates.
+            messages: The prompt.
+            sampling: How to sample.
+            schema: The shape that is asked for, where there is one.
+
+        Raises:
+            EndpointError: The infrastructure's fault; nothing is kept.
+            LedgerError: The file cannot be read or written.
+        """
+        digest = digest_of(messages, endpoint.model, sampling, schema)
+        kept = await self.get(digest)
+        if kept is not None:
+            return kept
+        completion = await endpoint.generate(messages, sampling)
+        await self.put(digest, completion, model=endpoint.model, messages=messages)
+        return completion
+
     async def get(self, digest: str) -> Completion | None:
         """The latest generation under `digest`, or None.
 
@@ -130,16 +158,10 @@ async def read_through(
     sampling: Sampling,
     schema: ProfileSchema | None = None,
 ) -> Completion:
-    """The generation from the ledger, or from the endpoint and then kept."""
+    """`Ledger.generate`, or the endpoint alone where there is no ledger."""
     if ledger is None:
         return await endpoint.generate(messages, sampling)
-    digest = digest_of(messages, endpoint.model, sampling, schema)
-    kept = await ledger.get(digest)
-    if kept is not None:
-        return kept
-    completion = await endpoint.generate(messages, sampling)
-    await ledger.put(digest, completion, model=endpoint.model, messages=messages)
-    return completion
+    return await ledger.generate(endpoint, messages, sampling, schema=schema)
 
 
 def _open(path: str) -> sqlite3.Connection:

@@ -104,10 +104,12 @@ def statistic_interval(
     Raises:
         ConfigurationError: The lengths differ, or a setting is out of range.
     """
-    members = _members(_owners(users, rows), rows)
-    values = np.array([statistic(rows_drawn) for rows_drawn in _drawn_rows(members, _checked(resamples), seed)])
+    owners = _owners(users, rows)
+    units = rows if owners is None else int(owners.max(initial=-1)) + 1
+    draws = _drawn_rows(owners, units, _checked(resamples), seed)
+    values = np.array([statistic(drawn) for drawn in draws], dtype=np.float64)
     estimate = statistic(np.arange(rows)) if rows else math.nan
-    return _interval(estimate, values[~np.isnan(values)], len(members), level)
+    return _interval(estimate, values[~np.isnan(values)], units, level)
 
 
 def paired_test(
@@ -201,12 +203,13 @@ def _exchanged_means(sums: Floats, counts: Rows, resamples: int, seed: int) -> F
     return np.concatenate(means)
 
 
-def _drawn_rows(members: list[Rows], resamples: int, seed: int) -> Iterator[Rows]:
+def _drawn_rows(owners: Rows | None, units: int, resamples: int, seed: int) -> Iterator[Rows]:
     """The rows of each resample of the units."""
     generator = np.random.default_rng(seed)
-    for _ in range(resamples if members else 0):
-        drawn = generator.integers(len(members), size=len(members))
-        yield np.concatenate([members[unit] for unit in drawn])
+    members = None if owners is None else _members(owners)
+    for _ in range(resamples if units else 0):
+        drawn = generator.integers(units, size=units)
+        yield drawn if members is None else np.concatenate([members[unit] for unit in drawn])
 
 
 def _blocks(resamples: int, units: int) -> Iterator[int]:
@@ -247,12 +250,8 @@ def _owners(users: npt.ArrayLike | None, rows: int) -> Rows | None:
     return owners.astype(np.int64)
 
 
-def _members(owners: Rows | None, rows: int) -> list[Rows]:
+def _members(owners: Rows) -> list[Rows]:
     """The rows of each unit."""
-    if not rows:
-        return []
-    if owners is None:
-        return list(np.arange(rows).reshape(-1, 1))
     order = np.argsort(owners, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(owners[order])) + 1)
 
