@@ -22,7 +22,7 @@ from duet._events import GenerationDone, GenerationEnd, ProfileEvent, SectionDel
 from duet._ledger import Ledger
 from duet._parser import SectionParser, parse_profile, parse_rating
 from duet._profiler import JointProfiler, ProfileStream
-from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt
+from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt, quote
 from duet._ranking import rank
 from duet._recommender import EmbeddingRecommender, LLMRecommender, Recommender
 from duet._records import (
@@ -113,5 +113,6 @@ __all__ = [
     "User",
     "parse_profile",
     "parse_rating",
+    "quote",
     "rank",
 ]

@@ -7,7 +7,6 @@ shrinkage); a user's bias is the same for what is left after the item's: one pas
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Protocol
 
 import attrs
@@ -102,7 +101,9 @@ class BiasModel:
         user_ids, owners = np.unique(np.asarray(users), return_inverse=True)
         item_ids, things = np.unique(np.asarray(items), return_inverse=True)
         if not (values.size and values.shape == owners.shape == things.shape and np.isfinite(values).all()):
-            raise ConfigurationError("users, items and ratings must be columns of one length, not empty, ratings finite")
+            raise ConfigurationError(
+                "users, items and ratings must be columns of one length, not empty, ratings finite"
+            )
         mean = float(values.mean())
         item_biases = _shrunken(things, values - mean, item_shrinkage)
         user_biases = _shrunken(owners, values - mean - item_biases[things], user_shrinkage)
@@ -168,60 +169,120 @@ def predict_strictly_before(
     """
     _check_shrinkage(item_shrinkage, user_shrinkage)
     past = _Past.of(rows, targets)
-    wanted = np.asarray(targets.timestamps, dtype=np.float64)
-    predictions = np.full(wanted.size, math.nan)
-    for target in np.argsort(wanted, kind="stable"):
-        past.advance(wanted[target])
-        predictions[target] = past.prediction(target, wanted[target], item_shrinkage, user_shrinkage)
+    times = np.asarray(targets.timestamps, dtype=np.float64)
+    predictions = np.full(times.size, math.nan)
+    for target in np.argsort(times, kind="stable")[: np.count_nonzero(~np.isnan(times))]:
+        past.advance(times[target])
+        if past.now:
+            predictions[target] = past.prediction(target, item_shrinkage, user_shrinkage)
     return np.clip(predictions, scale.minimum, scale.maximum)
 
 
 @attrs.define(kw_only=True, eq=False)
 class _Past:
-    """Rows in order of time, with the sums of those that are earlier than now; targets in the same codes."""
+    """Timed rows in order, with sums over those that are earlier than a moment that only moves on.
+
+    Args:
+        times: Seconds, ascending.
+        items: Item codes, row by row.
+        ratings: Row by row.
+        totals: Sum of the ratings before each row, and of all: (rows + 1,).
+        by_user: Rows, user by user, ascending within each.
+        user_starts: Where each user code begins in `by_user`, and one end.
+        target_users: User code of each target.
+        target_items: Item code of each target.
+        item_sums: Sum of the earlier ratings of each item code.
+        item_counts: Number of them.
+        now: How many rows are earlier.
+    """
 
     times: Floats
     items: Codes
     ratings: Floats
-    by_user: Codes  # rows by user, then time
+    totals: Floats
+    by_user: Codes
     user_starts: Codes
     target_users: Codes
     target_items: Codes
     item_sums: Floats
     item_counts: Codes
-    now: int = 0  # rows before it are earlier
+    now: int = 0
 
     @classmethod
     def of(cls, rows: TimedRatings, targets: TimedPairs) -> _Past:
-        users, target_users = _joint_codes(rows.users, targets.users)
-        items, target_items = _joint_codes(rows.items, targets.items)
-        ratings = np.asarray(rows.ratings, dtype=np.float64)
-        if not np.isfinite(ratings).all():
-            raise ConfigurationError("a rating is not finite")
-        times = np.asarray(rows.timestamps, dtype=np.float64)
+        """Nothing is earlier yet."""
+        user_count, users, target_users = _joint_codes(rows.users, targets.users)
+        item_count, items, target_items = _joint_codes(rows.items, targets.items)
+        times, ratings = (np.asarray(column, dtype=np.float64) for column in (rows.timestamps, rows.ratings))
+        if not (users.shape == items.shape == times.shape == ratings.shape and np.isfinite(ratings).all()):
+            raise ConfigurationError("rows must be columns of one length, ratings finite")
         order = np.argsort(times, kind="stable")[: np.count_nonzero(~np.isnan(times))]
         by_user = np.argsort(users[order], kind="stable")
-        known = int(max(users.max(initial=-1), target_users.max(initial=-1))) + 2
-        things = int(max(items.max(initial=-1), target_items.max(initial=-1))) + 1
         return cls(
             times=times[order],
             items=items[order],
             ratings=ratings[order],
+            totals=np.append(0.0, np.cumsum(ratings[order])),
             by_user=by_user,
-            user_starts=np.searchsorted(users[order][by_user], np.arange(known)),
+            user_starts=np.searchsorted(users[order][by_user], np.arange(user_count + 1)),
             target_users=target_users,
             target_items=target_items,
-            item_sums=np.zeros(things),
-            item_counts=np.zeros(things, dtype=np.int64),
+            item_sums=np.zeros(item_count),
+            item_counts=np.zeros(item_count, dtype=np.int64),
         )
 
     def advance(self, time: float) -> None:
-        """Take in the rows before a time; never backwards."""
-        end = self.now if math.isnan(time) else int(np.searchsorted(self.times, time))
-        if end > self.now:
-            np.add.at(self.item_sums, self.items[self.now : end], self.ratings[self.now : end])
-            np.add.at(self.item_counts, self.items[self.now : end], 1)
-            self.now = end
+        """Take in the rows before a time."""
+        fresh = slice(self.now, int(np.searchsorted(self.times, time)))
+        np.add.at(self.item_sums, self.items[fresh], self.ratings[fresh])
+        np.add.at(self.item_counts, self.items[fresh], 1)
+        self.now = fresh.stop
 
-    def prediction(self, target: int, time: float, item_shrinkage: float, user_shrinkage: float) -> float:
-        ...
+    def prediction(self, target: int, item_shrinkage: float, user_shrinkage: float) -> float:
+        """What a model fitted on the earlier rows says of a target; there must be some."""
+        mean = self.totals[self.now] / self.now
+        user = self.target_users[target]
+        own = self.by_user[self.user_starts[user] : self.user_starts[user + 1]]
+        own = own[: np.searchsorted(own, self.now)]
+        left = self.ratings[own] - mean - self._item_biases(self.items[own], mean, item_shrinkage)
+        user_bias = left.sum() / (own.size + user_shrinkage) if own.size else 0.0
+        item_bias = self._item_biases(self.target_items[target : target + 1], mean, item_shrinkage)[0]
+        return float(mean + item_bias + user_bias)
+
+    def _item_biases(self, items: Codes, mean: float, shrinkage: float) -> Floats:
+        """Of items by code, 0 for one without an earlier row."""
+        counts = self.item_counts[items]
+        distances = self.item_sums[items] - counts * mean
+        return np.divide(distances, counts + shrinkage, out=np.zeros(counts.size), where=counts > 0)
+
+
+def _shrunken(codes: Codes, distances: Floats, shrinkage: float) -> Floats:
+    """Mean distance of each code, towards 0 as by `shrinkage` rows more at 0."""
+    return np.asarray(np.bincount(codes, distances) / (np.bincount(codes) + shrinkage), dtype=np.float64)
+
+
+def _looked_up(ids: npt.NDArray[np.generic], biases: Floats, wanted: npt.ArrayLike) -> Floats:
+    """The bias of each id, 0 where it is unknown."""
+    asked = np.asarray(wanted)
+    places = np.minimum(np.searchsorted(ids, asked), ids.size - 1)
+    return np.where(ids[places] == asked, biases[places], 0.0)
+
+
+def _joint_codes(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[int, Codes, Codes]:
+    """How many ids two columns have, and both columns as numbers from 0."""
+    left, right = np.asarray(first), np.asarray(second)
+    # An empty column is float64 whatever it would hold, and would turn strings into what they are not.
+    filled = [column for column in (left, right) if column.size]
+    ids, codes = np.unique(np.concatenate(filled), return_inverse=True) if filled else (left, np.zeros(0, np.int64))
+    return ids.size, codes[: left.size], codes[left.size :]
+
+
+def _times(timestamps: npt.ArrayLike) -> Floats:
+    """Seconds, with rows that have no time before all others."""
+    times = np.asarray(timestamps, dtype=np.float64)
+    return np.where(np.isnan(times), -np.inf, times)
+
+
+def _check_shrinkage(*shrinkages: float) -> None:
+    if not all(shrinkage >= 0 for shrinkage in shrinkages):
+        raise ConfigurationError(f"a shrinkage must not be negative, got {shrinkages}")

@@ -54,7 +54,9 @@ def round_half_up(ratings: npt.ArrayLike, scale: RatingScale = RatingScale()) ->
     """
     values = _finite(ratings, "ratings")
     if not scale.points:
-        raise ConfigurationError(f"no whole number lies on the scale of {scale}, so ratings cannot be rounded to classes")
+        raise ConfigurationError(
+            f"no whole number lies on the scale of {scale}, so ratings cannot be rounded to classes"
+        )
     below = np.floor(values)
     # floor(x + 0.5) would lift the largest number below one half to 1.
     rounded = below + (values - below >= 0.5)

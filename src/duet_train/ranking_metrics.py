@@ -161,7 +161,9 @@ def _metrics_at(k: int, groups: list[_TieGroup], positives: int) -> CatalogueMet
         hits += discounts[places].size * group.right / group.size
         gain += float(discounts[places].sum()) * group.right / group.size
     best = float(discounts[:positives].sum())
-    return CatalogueMetrics(recall=hits / positives, precision=hits / k, mrr=_first_rank(k, groups[0]), ndcg=gain / best)
+    return CatalogueMetrics(
+        recall=hits / positives, precision=hits / k, mrr=_first_rank(k, groups[0]), ndcg=gain / best
+    )
 
 
 def _first_rank(k: int, group: _TieGroup) -> float:
