@@ -102,7 +102,7 @@ class BiasModel:
         item_ids, things = np.unique(np.asarray(items), return_inverse=True)
         if not (values.size and values.shape == owners.shape == things.shape and np.isfinite(values).all()):
             raise ConfigurationError(
-                "users, items and ratings must be columns of one length, not empty, ratings finite"
+                "users, items and ratings must be columns of one length, with finite ratings and a row"
             )
         mean = float(values.mean())
         item_biases = _shrunken(things, values - mean, item_shrinkage)
@@ -120,7 +120,7 @@ class BiasModel:
         """Ratings on the scale, one a pair."""
         user_part = _looked_up(self.user_ids, self.user_biases, users)
         item_part = _looked_up(self.item_ids, self.item_biases, items)
-        return np.clip(self.mean + item_part + user_part, self.scale.minimum, self.scale.maximum)
+        return _clipped(self.mean + item_part + user_part, self.scale)
 
 
 def last_rows(users: npt.ArrayLike, timestamps: npt.ArrayLike, *, at_least: int = 5) -> Codes:
@@ -175,7 +175,7 @@ def predict_strictly_before(
         past.advance(times[target])
         if past.now:
             predictions[target] = past.prediction(target, item_shrinkage, user_shrinkage)
-    return np.clip(predictions, scale.minimum, scale.maximum)
+    return _clipped(predictions, scale)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -253,7 +253,8 @@ class _Past:
         """Of items by code, 0 for one without an earlier row."""
         counts = self.item_counts[items]
         distances = self.item_sums[items] - counts * mean
-        return np.divide(distances, counts + shrinkage, out=np.zeros(counts.size), where=counts > 0)
+        biases = np.zeros(counts.size)
+        return np.divide(distances, counts + shrinkage, out=biases, where=counts > 0)
 
 
 def _shrunken(codes: Codes, distances: Floats, shrinkage: float) -> Floats:
@@ -281,6 +282,10 @@ def _times(timestamps: npt.ArrayLike) -> Floats:
     """Seconds, with rows that have no time before all others."""
     times = np.asarray(timestamps, dtype=np.float64)
     return np.where(np.isnan(times), -np.inf, times)
+
+
+def _clipped(ratings: Floats, scale: RatingScale) -> Floats:
+    return np.asarray(np.clip(ratings, scale.minimum, scale.maximum), dtype=np.float64)
 
 
 def _check_shrinkage(*shrinkages: float) -> None:

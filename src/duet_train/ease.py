@@ -1,10 +1,12 @@
-"""EASE: a linear item-to-item model in closed form (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019).
+"""EASE, a linear item-to-item model in closed form (Steck, "Embarrassingly Shallow Autoencoders", 2019).
 
 It needs no text and no language model: the floor that ranking by profiles is read against, and the source of hard
 negatives. Fit it on the rows to learn from alone; whatever it has seen of a target, the negatives would give away.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import attrs
 import numpy as np
@@ -130,7 +132,7 @@ def _most_interacted(items: Codes, catalogue: int, limit: int) -> Codes:
 def _gram(starts: Codes, histories: Codes, size: int) -> Floats:
     """XᵀX for binary X: how many users have both items. (items, items)."""
     gram = np.zeros((size, size))
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in itertools.pairwise(starts):
         # A user's items are distinct, so each of its pairs is one cell, and no cell is written twice.
         own = histories[start:end]
         gram[own[:, None], own] += 1
@@ -138,10 +140,9 @@ def _gram(starts: Codes, histories: Codes, size: int) -> Floats:
 
 
 def _weights(gram: Floats, l2: float) -> Floats:
-    """The closed form; `gram` is used up."""
+    """The closed form; `gram` is changed."""
     gram.flat[:: len(gram) + 1] += l2
-    lower = np.linalg.cholesky(gram)
-    del gram
+    lower: Floats = np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
     _invert_lower(lower)
     precision = lower.T @ lower
     precision /= -np.diagonal(precision).copy()

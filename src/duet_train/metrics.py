@@ -54,13 +54,11 @@ def round_half_up(ratings: npt.ArrayLike, scale: RatingScale = RatingScale()) ->
     """
     values = _finite(ratings, "ratings")
     if not scale.points:
-        raise ConfigurationError(
-            f"no whole number lies on the scale of {scale}, so ratings cannot be rounded to classes"
-        )
+        raise ConfigurationError(f"no whole number lies on the scale of {scale}: its ratings have no classes")
     below = np.floor(values)
     # floor(x + 0.5) would lift the largest number below one half to 1.
     rounded = below + (values - below >= 0.5)
-    return np.clip(rounded, scale.points[0], scale.points[-1]).astype(np.int64)
+    return np.asarray(np.clip(rounded, scale.points[0], scale.points[-1]), dtype=np.int64)
 
 
 @attrs.frozen(kw_only=True)
