@@ -239,6 +239,8 @@ def test_profile_fails_when_no_pair_succeeds(pairs: Path) -> None:
         ("demo --pairs 0", "--pairs must be at least 1"),
         ("demo --mode guess", "--mode"),
         ("demo --base-url http://127.0.0.1:9/v1", "--base-url needs --model"),
+        ("demo --model m", "needs --base-url"),
+        ("profile --model m --data {sample} --pairs x", "needs --base-url"),
         ("demo --base-url nowhere --model m", "base_url"),
         ("demo --base-url http://127.0.0.1:9/v1 --model m --data /missing", "/missing"),
         ("demo --base-url http://127.0.0.1:9/v1 --model m --api-key-env UNSET", "UNSET is not set"),

@@ -193,6 +193,12 @@ def test_average_that_holds_the_targets_rating_is_dropped(tmp_path: Path, name: 
     assert item_from(tmp_path, **{name: 4.5, "year": 1999}).attributes == (("year", "1999"),)
 
 
+@pytest.mark.parametrize("name", ["average_rating", "rating_number", "review_count", "stars"])
+def test_average_inside_attributes_is_dropped(tmp_path: Path, name: str) -> None:
+    """Averages and counts inside `attributes` leak no less, and go too."""
+    assert item_from(tmp_path, attributes={name: 4.5, "year": 1999}).attributes == (("year", "1999"),)
+
+
 # What does not hold
 
 BAD_LINES: dict[str, tuple[Fields | str, str]] = {

@@ -219,14 +219,6 @@ async def test_a_compressed_answer_is_read(wire: str, how: str, encoding: str) -
         assert (await ask(endpoint, how)).text == "A whale."
 
 
-async def test_an_answer_that_is_not_compressed_as_it_says_is_unavailable(wire: str, how: str) -> None:
-    """A broken encoding is the endpoint's fault."""
-    answer = Answer(body=b"not gzip", headers={"content-encoding": "gzip"}, content_type="application/json")
-    async with meeting(wire, answer, retries=0) as (_, endpoint):
-        with pytest.raises(EndpointUnavailable):
-            await ask(endpoint, how)
-
-
 async def test_a_server_that_cannot_stream_still_gives_a_delta_and_an_end(wire: str) -> None:
     """One JSON body in answer to stream=true becomes one delta and the end."""
     body = (
@@ -417,6 +409,13 @@ async def test_a_known_engine_is_not_probed(wire: str) -> None:
     assert [request.path for request in server.requests] == ["/v1/chat/completions"]
 
 
+async def test_llama_cpp_is_asked_for_a_stream_underneath(wire: str) -> None:
+    """llama.cpp stops early only in a stream, so a plain completion is collected from one."""
+    async with meeting(wire, BLUE, engine="llama.cpp") as (server, endpoint):
+        completion = await endpoint.generate(MESSAGES, Sampling())
+    assert (completion.text, server.requests[0].json["stream"]) == ("A blue whale.", True)
+
+
 async def test_openai_refuses_a_grammar_before_any_request(wire: str, how: str) -> None:
     """An engine that cannot decode under a grammar is never asked to."""
     async with meeting(wire, engine="openai") as (server, endpoint):
@@ -559,13 +558,13 @@ async def test_a_refusal_keeps_its_connection(wire: str, status: int) -> None:
         assert server.connections == 1
 
 
-async def test_a_hundred_and_fifty_calls_are_in_flight_at_once(wire: str, how: str) -> None:
+async def test_a_hundred_and_twenty_calls_are_in_flight_at_once(wire: str) -> None:
     """How many calls travel at once is the caller's choice, and no pool's."""
     async with meeting(wire, Answer("A", first_after=0.5)) as (server, endpoint):
         async with anyio.create_task_group() as tasks:
-            for _ in range(150):
-                tasks.start_soon(ask, endpoint, how)
-    assert server.peak_in_flight == 150
+            for _ in range(120):
+                tasks.start_soon(ask, endpoint, "generate")
+    assert server.peak_in_flight == 120
 
 
 async def test_a_connection_that_the_server_closed_costs_no_try() -> None:

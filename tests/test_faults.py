@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import functools
 import gc
 import json
 import pickle
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -201,10 +202,10 @@ async def test_a_failure_that_passes_is_a_success(wire: str, how: str, status: i
     assert len(server.requests) == 2
 
 
-async def test_without_retry_after_a_failure_is_retried_too(wire: str, how: str) -> None:
+async def test_without_retry_after_a_failure_is_retried_too(wire: str) -> None:
     """A server need not say when to come back."""
     async with meeting(wire, [Answer(status=503), Answer("A whale.")], retries=1) as (server, endpoint):
-        assert (await ask(endpoint, how)).text == "A whale."
+        assert (await ask(endpoint, "stream")).text == "A whale."
     assert len(server.requests) == 2
 
 
@@ -394,10 +395,10 @@ async def test_a_web_page_is_not_quoted(wire: str, how: str) -> None:
         "\x00\x01",
     ],
 )
-async def test_a_body_that_is_no_completion_is_unavailable(wire: str, how: str, body: str) -> None:
+async def test_a_body_that_is_no_completion_is_unavailable(wire: str, body: str) -> None:
     """A body that makes no sense is the endpoint's fault."""
     async with meeting(wire, Answer(body=body, content_type="application/json"), retries=0) as (_, endpoint):
-        assert type(await failure(endpoint, how)) is EndpointUnavailable
+        assert type(await failure(endpoint, "generate")) is EndpointUnavailable
 
 
 @pytest.mark.parametrize(
@@ -505,18 +506,16 @@ async def test_a_plain_answer_that_breaks_is_unavailable(wire: str, fault: Fault
         assert type(await failure(endpoint, "generate")) is EndpointUnavailable
 
 
-@pytest.mark.parametrize("fault", ["close", "reset_midstream", "bad_json"])
-async def test_a_plain_answer_that_broke_is_asked_for_again(wire: str, fault: Fault) -> None:
+async def test_a_plain_answer_that_broke_is_asked_for_again(wire: str) -> None:
     """A break and then an answer is the answer."""
-    async with meeting(wire, [Answer(fault=fault), Answer("A whale.")], retries=1) as (server, endpoint):
+    async with meeting(wire, [Answer(fault="reset_midstream"), Answer("A whale.")], retries=1) as (server, endpoint):
         assert (await ask(endpoint, "generate")).text == "A whale."
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize("fault", ["reset", "close"])
-async def test_a_stream_that_broke_before_its_first_text_is_asked_for_again(wire: str, fault: Fault) -> None:
+async def test_a_stream_that_broke_before_its_first_text_is_asked_for_again(wire: str) -> None:
     """A break before any text and then a stream is the stream."""
-    async with meeting(wire, [Answer(fault=fault), Answer("A whale.")], retries=1) as (server, endpoint):
+    async with meeting(wire, [Answer(fault="reset"), Answer("A whale.")], retries=1) as (server, endpoint):
         assert (await ask(endpoint, "stream")).text == "A whale."
     assert len(server.requests) == 2
 
@@ -593,6 +592,16 @@ async def test_a_break_after_the_last_word_is_no_error(wire: str, finish_reason:
     assert len(server.requests) == 1
 
 
+async def test_a_body_left_open_after_done_holds_nobody_up(wire: str) -> None:
+    """A server that never closes what it has ended is left within moments."""
+    said = event({"choices": [{"index": 0, "delta": {"content": "A whale."}}]}) + event("[DONE]")
+    answer = Answer(body=said + " " * len(said), content_type="text/event-stream", fault="hang_midstream")
+    async with meeting(wire, answer) as (server, endpoint):
+        with anyio.fail_after(1.5):
+            assert (await ask(endpoint, "stream")).text == "A whale."
+        await server.wait_disconnects(1)
+
+
 async def test_an_open_end_can_be_accepted(wire: str) -> None:
     """For a server that never says it is done, the end of the body is the end of the stream."""
     async with meeting(wire, Answer("A whale.", fault="end_early"), accept_open_end=True) as (_, endpoint):
@@ -623,16 +632,12 @@ async def test_an_incomplete_stream_says_what_to_do(wire: str) -> None:
         ("stream", Answer(fault="hang"), Deadlines(first_token=0.15)),
         ("stream", Answer(first_after=30), Deadlines(first_token=0.15)),
         ("stream", Answer(fault="hang"), Deadlines(total=0.15)),
-        ("stream", Answer(first_after=30), Deadlines(total=0.15)),
         ("stream", Answer(fault="hang_midstream"), Deadlines(idle=0.15)),
-        ("stream", Answer(fault="hang_midstream"), Deadlines(total=0.15)),
         ("stream", Answer(fault="drip", pace=0.02), Deadlines(total=0.15)),
         ("generate", Answer(fault="hang"), Deadlines(total=0.15)),
-        ("generate", Answer(first_after=30), Deadlines(total=0.15)),
         ("generate", Answer(fault="hang_midstream"), Deadlines(total=0.15)),
         ("generate", Answer(fault="drip", pace=0.02), Deadlines(total=0.15)),
         ("generate", Answer(status=503, first_after=30), Deadlines(total=0.15)),
-        ("stream", Answer(status=400, fault="hang_midstream"), Deadlines(total=0.15)),
     ],
     ids=lambda value: repr(value)[:200] if isinstance(value, Answer) and value.fault is None else None,
 )
@@ -666,9 +671,25 @@ async def test_pings_do_not_put_off_the_first_token(wire: str) -> None:
 
 async def test_a_slow_stream_within_its_deadlines_is_no_error(wire: str) -> None:
     """The idle deadline counts from one read to the next, not from the first."""
-    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.1)
-    async with meeting(wire, answer, deadlines=Deadlines(idle=0.4, first_token=0.4)) as (_, endpoint):
+    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.08)
+    async with meeting(wire, answer, deadlines=Deadlines(idle=0.35, first_token=0.35)) as (_, endpoint):
         assert (await ask(endpoint, "stream")).text == "one two three four"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse what their backlog cannot hold")
+async def test_a_connection_that_is_never_accepted_ends_at_its_deadline() -> None:
+    """A host that takes no connection is given up on within the connect deadline."""
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # fill the backlog
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        async with endpoint_at("http", base_url, retries=0, deadlines=Deadlines(connect=0.15)) as endpoint:
+            with anyio.fail_after(0.15 + 1):
+                assert type(await failure(endpoint, "generate")) is EndpointUnavailable
 
 
 async def test_no_deadlines_is_no_error(wire: str, how: str) -> None:
@@ -776,7 +797,7 @@ async def test_cancelling_in_mid_stream_disconnects(wire: str) -> None:
         await server.wait_disconnects(1)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def once_in_flight(server: FakeServer, count: int = 1) -> AsyncIterator[anyio.abc.TaskGroup]:
     """A task group that is cancelled as soon as the server answers `count` requests at once."""
     async with anyio.create_task_group() as tasks:

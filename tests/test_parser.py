@@ -101,6 +101,13 @@ def cut(text: str, places: Iterable[int]) -> list[str]:
 
 # Text as it comes from a model: words, white space, and everything that looks like a tag and is none.
 SCRAPS = ["<", ">", "</", "<p", "</prof", "<b>", "</b>", "<<", "<cue", "<think>", "é", "漢字", "😀", "İ", "ﬀ", "x"]
+FOLDED = [
+    "<u\u017fer_profile>",
+    "<\u0131tem_profile>",
+    "<\u0130tem_profile>",
+    "<con\u017ftructed_prompt>",
+    "<thin\u212a>",
+]
 scraps = st.one_of(st.text(max_size=8), st.sampled_from([*SCRAPS, "a < b", "</ profile>", " ", "\n", "\t\n", "\u00a0"]))
 texts = st.lists(scraps, max_size=6).map("".join).filter(lambda text: "</profile>" not in text.lower())
 filled = texts.map(lambda text: f"w{text}w")
@@ -111,9 +118,9 @@ TAGS = [
     f"<{slash}{name}>" for name in ("user_profile", "item_profile", "cue", "profile", "think") for slash in ("", "/")
 ]
 BLOCKS = ["<user_profile><cue>", "<cue>c</cue>", "<profile>p p</profile>", "<profile> . </profile>", whole({}, TWO)]
-soup = st.lists(st.one_of(st.sampled_from([*TAGS, *BLOCKS, *(tag.upper() for tag in TAGS)]), scraps), max_size=14).map(
-    "".join
-)
+soup = st.lists(
+    st.one_of(st.sampled_from([*TAGS, *BLOCKS, *FOLDED, *(tag.upper() for tag in TAGS)]), scraps), max_size=14
+).map("".join)
 
 
 # Cuts
@@ -215,6 +222,29 @@ def test_what_may_be_a_tag_is_held_back() -> None:
     assert [parser.feed("</pro"), parser.feed("s")] == [[], [SectionDelta("user", "profile", "</pros")]]
 
 
+def test_nothing_is_told_of_a_section_without_content() -> None:
+    """White space and punctuation are no delta until the section has content."""
+    assert events_of(["<user_profile><profile>", " ...", "\n- "], ONE) == []
+
+
+def test_what_stood_before_the_content_is_told_with_it() -> None:
+    """The first delta of a section is all of its text so far, without white space before it."""
+    assert events_of(["<user_profile><profile> ", "- ", "maps"], ONE) == [SectionDelta("user", "profile", "- maps")]
+
+
+@pytest.mark.parametrize("blank", ["...", "- ", "…"], ids=repr)
+def test_blank_section_has_no_deltas(blank: str) -> None:
+    """The deltas of a name whose first section is blank are those of the section that counts."""
+    text = f"<user_profile><profile>{blank}</profile><profile>real</profile>"
+    assert joined(events_of([text], ONE)) == {("user", "profile"): "real"}
+
+
+@pytest.mark.parametrize("end", ["</user_profile>", "</think>"])
+def test_abandoned_section_has_told_its_deltas(end: str) -> None:
+    """Deltas of a section that its side's closing tag or a late </think> ends are followed by no SectionDone."""
+    assert events_of(["<user_profile><profile>maps", end], ONE) == [SectionDelta("user", "profile", "maps")]
+
+
 def test_section_is_done_as_soon_as_its_tag_closes() -> None:
     """A section's SectionDone comes with the last character of its closing tag."""
     parser = SectionParser(JOINT)
@@ -262,6 +292,33 @@ def test_white_space_inside_is_kept() -> None:
 def test_other_tags_inside_a_section_are_text(tag: str) -> None:
     """A tag that does not close the section or its side is part of the text."""
     assert profile_of(one(f"a{tag}b")) == f"a{tag}b"
+
+
+@pytest.mark.parametrize("odd", FOLDED, ids=ascii)
+def test_tag_with_a_letter_of_another_alphabet_is_text(odd: str) -> None:
+    """A tag written with a letter that merely folds to an ASCII one is text."""
+    assert profile_of(f"{odd}{one('a')}") == "a"
+
+
+@pytest.mark.parametrize(
+    ("tag", "odd", "missing"),
+    [
+        ("<user_profile>", FOLDED[0], {"user.cue", "user.constructed_prompt", "user.profile"}),
+        ("<item_profile>", FOLDED[1], {"item.cue", "item.constructed_prompt", "item.profile"}),
+        ("<item_profile>", FOLDED[2], {"item.cue", "item.constructed_prompt", "item.profile"}),
+        ("<constructed_prompt>", FOLDED[3], {"user.constructed_prompt", "item.constructed_prompt"}),
+    ],
+    ids=ascii,
+)
+def test_tag_with_a_letter_of_another_alphabet_opens_nothing(tag: str, odd: str, missing: set[str]) -> None:
+    """What stands after a tag that merely folds to one of the schema's is missing."""
+    assert set(getattr(failure(whole({}).replace(tag, odd), JOINT), "missing", ())) == missing
+
+
+@pytest.mark.parametrize("odd", FOLDED, ids=ascii)
+def test_cuts_do_not_change_what_merely_folds_to_a_tag(odd: str) -> None:
+    """A tag that merely folds to one of ours is told apart in whichever pieces it comes."""
+    assert profile_of(list(f"{odd}{one('a')}")) == "a"
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t ", "\u00a0", "...", " … ", "- ."], ids=repr)

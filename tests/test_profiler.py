@@ -18,6 +18,8 @@ from duet import (
     CompletionError,
     ConfigurationError,
     Cues,
+    DuetError,
+    Endpoint,
     EndpointRejected,
     EndpointUnavailable,
     GenerationDone,
@@ -494,6 +496,38 @@ async def test_stream_without_generation_end_is_incomplete() -> None:
     """An endpoint whose stream ends without GenerationEnd gives no profile, whatever its text."""
     _, error = await read_until_error(JointProfiler(Unending()))
     assert isinstance(error, IncompleteStream)
+
+
+FAILING = {
+    "malformed": ScriptedEndpoint("Hello"),
+    "truncated": ScriptedEndpoint(Completion(TEXT[:-80], finish_reason="length")),
+    "unending": Unending(),
+}
+each_failing = pytest.mark.parametrize("endpoint", FAILING.values(), ids=FAILING)
+
+
+@each_failing
+async def test_failed_stream_raises_the_same_error_again(endpoint: Endpoint) -> None:
+    """A stream that has failed raises the very same error at every further step."""
+    raised: list[Exception] = []
+    async with JointProfiler(endpoint).stream(USER, ITEM) as events:
+        for _ in range(3):
+            try:
+                _ = [event async for event in events]
+            except DuetError as exc:
+                raised.append(exc)
+    assert raised == [raised[0]] * 3
+
+
+@each_failing
+async def test_failed_stream_has_no_final_profile(endpoint: Endpoint) -> None:
+    """After a failure get_final_profile raises the error that ended the stream."""
+    async with JointProfiler(endpoint).stream(USER, ITEM) as events:
+        with pytest.raises(DuetError) as first:
+            _ = [event async for event in events]
+        with pytest.raises(DuetError) as second:
+            await events.get_final_profile()
+    assert second.value is first.value
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from duet import (
     RatingScale,
     User,
 )
+from duet._prompts import quote
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -94,6 +95,12 @@ def test_name_title_and_attributes_are_shown() -> None:
     assert {"name: Ann", "title: Atlas", "year: 1999", "by: Bo"} <= set(lines)
 
 
+@pytest.mark.parametrize("name", [None, "", "  ", "\u200b"], ids=ascii)
+def test_user_without_a_name_has_no_name_line(name: str | None) -> None:
+    """A name that is missing, blank or invisible has no line."""
+    assert "name:" not in joint(User("u", name=name))
+
+
 def test_blank_attribute_is_left_out() -> None:
     """An attribute without a value has no line."""
     assert "genre" not in joint(item=Item("i", attributes={"genre": " "}))
@@ -123,7 +130,7 @@ def test_row_without_title_says_so() -> None:
     assert "item: unknown title" in joint(User("u", [Interaction(user="u", item="j", rating=4)]))
 
 
-@pytest.mark.parametrize("review", ["", "  \n"])
+@pytest.mark.parametrize("review", ["", "  \n", "\u200b", "\u2060\ufeff"], ids=ascii)
 def test_row_without_review_has_no_review_line(review: str) -> None:
     """A blank review has no line."""
     assert "review:" not in joint(User("u", [Interaction(user="u", item="j", rating=4, review=review)]), Item("i"))
@@ -242,6 +249,13 @@ def test_averages_of_all_rows_can_be_asked_for() -> None:
     assert "average of all 3.0, oldest first:" in joint(RATED, history_limit=2, averages="all")
 
 
+@pytest.mark.parametrize("averages", ["al", "", True, "none"], ids=repr)
+def test_unknown_averages_are_refused(averages: Any) -> None:
+    """What is none of "shown", "all" and None is refused, and the error names it."""
+    with pytest.raises(ConfigurationError, match="averages"):
+        JointPrompt(averages=averages)
+
+
 def test_averages_can_be_left_out() -> None:
     """With averages=None no average is stated."""
     assert "average" not in joint(averages=None)
@@ -292,6 +306,19 @@ def test_given_cues_are_not_asked_for_again() -> None:
 def test_schema_with_given_cues_lacks_the_cue_section_alone() -> None:
     """The schema of a completion with cues given is the prompt's without its cue section."""
     assert JointPrompt().schema_for(Cues("u", "i")) == ProfileSchema(sections=("constructed_prompt", "profile"))
+
+
+@pytest.mark.parametrize("cues", [Cues(user="given"), Cues(item="given"), Cues("given", ""), Cues()], ids=repr)
+def test_cues_that_lack_a_side_are_refused(cues: Cues) -> None:
+    """Cues without one of the schema's sides are refused, since what is given is not written again."""
+    with pytest.raises(ConfigurationError, match="cues="):
+        JointPrompt().render(USER, ITEM, cues=cues)
+
+
+def test_cues_of_the_schemas_one_side_are_enough() -> None:
+    """A schema of one side needs that side's cue alone."""
+    prompt = JointPrompt(schema=ProfileSchema("item"))
+    assert prompt.schema_for(Cues(item="given")) == ProfileSchema("item").without("cue")
 
 
 def test_schema_without_cues_is_the_prompts() -> None:
@@ -418,6 +445,13 @@ def test_plain_text_is_shown_as_it_is(text: str) -> None:
     """Plain text is shown word for word, white space collapsed."""
     user = User("u", [Interaction(user="u", item="j", rating=4, review=text)])
     assert f"review: {' '.join(text.split())}" in joint(user, review_chars=10_000).splitlines()
+
+
+@given(st.text(st.one_of(st.characters(), st.sampled_from("<>[] \u200d\u200b")), max_size=30), st.integers(1, 9))
+@settings(deadline=None, max_examples=200)
+def test_quoted_text_keeps_to_its_limit(text: str, limit: int) -> None:
+    """Whatever the text, its line is no longer than asked for."""
+    assert len(quote(text, limit)) <= limit
 
 
 def test_joined_emoji_stay_joined() -> None:

@@ -29,6 +29,8 @@ STATED = [
     ("3.87/5.00", 3.87),
     ("4.5 out of 5", 4.5),
     ("4.0 out of 5.0 stars", 4),
+    ("4.0 (out of 5.0)", 4),
+    ("4 (of 5)", 4),
     ("3 of 5", 3),
     ("on a scale of 1 to 5: 4", 4),
     ("on a scale from 1-5, 3.5", 3.5),
@@ -42,8 +44,11 @@ STATED = [
     ("The 2 of them would say <rating>4.00</rating>, or 3.", 4),
 ]
 
-NO_RATING = ["", " ", "four", "N/A", "...", "v4", "4th", "None", "<rating></rating>", "★★★★"]
-SEVERAL = ["4 or 5", "4-5", "4–5 stars", "between 3.5 and 4", "4\n5", "4, for 3 reasons", "<rating>4 or 5</rating>"]
+NO_RATING = ["", " ", "four", "N/A", "...", "v4", "4th", "None", "<rating></rating>", "★★★★", "1,234", "4.2.1"]
+SEVERAL = [
+    *["4 or 5", "4-5", "4–5 stars", "between 3.5 and 4", "4\n5", "4, for 3 reasons"],
+    *["<rating>4 or 5</rating>", "<rating>4</rating> or <rating>5</rating>"],
+]
 OFF_SCALE = ["0", "0.99", "5.01", "6", "-1", "−1", "100", "<rating>5.50</rating>", "7 out of 10", "10/10"]
 
 twos = st.integers(100, 500).map(lambda hundredths: hundredths / 100)
@@ -139,6 +144,20 @@ def test_scale_of_ten_reads_the_same_forms(text: str) -> None:
 def test_numbers_in_reasoning_do_not_count(text: str) -> None:
     """What stands inside <think>, or before a </think> without one, does not count."""
     assert parse_rating(text) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["<think>4", "<think>\nOkay, this user gave 5", "<think><rating>4.00</rating>"], ids=repr
+)
+def test_answer_that_ends_in_reasoning_is_refused(text: str) -> None:
+    """An answer that ends inside <think> states no rating, whatever numbers it weighed."""
+    assert "holds no rating" in str(refusal(text))
+
+
+@pytest.mark.parametrize("text", ["3/10", "3 out of 10", "<rating>3/10</rating>"], ids=repr)
+def test_number_over_another_maximum_is_refused(text: str) -> None:
+    """A number over another scale's maximum is no rating on this scale, even where it lies on it."""
+    refusal(text)
 
 
 def test_tagged_rating_wins_over_numbers_around_it() -> None:

@@ -235,6 +235,14 @@ async def test_callers_token_limit_is_kept() -> None:
     assert sampling.max_tokens == 500
 
 
+@pytest.mark.parametrize("mode", ["expected", "decimal", "integer"])
+async def test_limit_under_the_newer_name_is_the_only_one(mode: str) -> None:
+    """Where max_completion_tokens is set no max_tokens goes along, since reasoning models refuse it."""
+    _, sampling = await asked(mode=mode, sampling=Sampling(max_completion_tokens=500))
+    fields = sampling.request_fields()
+    assert (fields["max_completion_tokens"], "max_tokens" in fields) == (500, False)
+
+
 async def test_scale_holds_for_written_ratings() -> None:
     """A rating in words is checked against the recommender's own scale."""
     assert (await predict("8.5", mode="decimal", scale=TEN)).value == 8.5

@@ -122,6 +122,21 @@ def test_rating_that_is_no_number_is_refused(bad: Any) -> None:
     assert refused(lambda: row(rating=bad)).field == "rating"
 
 
+RATED: list[Callable[[Any], object]] = [
+    lambda rating: row(rating=rating),
+    lambda rating: Rating(rating),
+    lambda rating: Example(User("u"), Item("i"), rating),
+    lambda rating: RatingScale(1, rating),
+]
+
+
+@pytest.mark.parametrize("make", RATED, ids=["Interaction", "Rating", "Example", "RatingScale"])
+@pytest.mark.parametrize("bad", [10**400, "a", None], ids=["huge", "text", "None"])
+def test_number_that_no_float_can_hold_is_refused(make: Callable[[Any], object], bad: Any) -> None:
+    """Whatever a record takes as a number, one that no float can hold is a RecordError of that field."""
+    assert refused(lambda: make(bad)).field == "rating"
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 @settings(deadline=None, max_examples=60)
 def test_interaction_keeps_every_finite_rating(rating: float) -> None:
@@ -238,10 +253,11 @@ def test_item_refuses_rows_of_another_item() -> None:
     assert refused(lambda: Item("i", [row(), row(item="j")])).field == "evidence[1].item"
 
 
+@pytest.mark.parametrize("bad", ["row", {"rating": 3}, None], ids=repr)
 @pytest.mark.parametrize(("kind", "name"), [(User, "history"), (Item, "evidence")])
-def test_row_that_is_no_interaction_is_refused(kind: Any, name: str) -> None:
+def test_row_that_is_no_interaction_is_refused(kind: Any, name: str, bad: object) -> None:
     """A row that is no Interaction is refused, and the error names its place."""
-    assert refused(lambda: kind("u" if kind is User else "i", [row(), "row"])).field == f"{name}[1]"
+    assert refused(lambda: kind("u" if kind is User else "i", [row(), bad])).field == f"{name}[1]"
 
 
 @pytest.mark.parametrize("times", [(NAIVE, AWARE), (AWARE, NAIVE)], ids=["naive first", "aware first"])
@@ -398,6 +414,21 @@ def test_undated_example_leaves_out_the_pair_and_nothing_else(user: User, item: 
     )
 
 
+@given(items, st.one_of(st.none(), st.integers(-3, 3).map(days)))
+@settings(deadline=None, max_examples=60)
+def test_candidates_are_cut_like_the_item(item: Item, at: datetime | None) -> None:
+    """A candidate keeps exactly those rows of its evidence that the same item beside the user would keep."""
+    example = Example(User("u"), item, 3, at=at, candidates=[item, item])
+    assert example.candidates == (example.item, example.item)
+
+
+def test_candidate_of_another_id_is_cut_too() -> None:
+    """Of any candidate, rows that are not older than the target go."""
+    later = Item("j", [row(user="v", item="j", at=days(number)) for number in (-1, 0, 1)])
+    (candidate,) = Example(User("u"), Item("i"), 3, at=days(0), candidates=[later]).candidates
+    assert [found.at for found in candidate.evidence] == [days(-1)]
+
+
 @given(users, items, st.one_of(st.none(), st.integers(-3, 3).map(days)))
 @settings(deadline=None, max_examples=60)
 def test_cutting_twice_is_cutting_once(user: User, item: Item, at: datetime | None) -> None:
@@ -451,6 +482,13 @@ def test_example_refuses_evidence_off_the_scale() -> None:
     """A row of the evidence that is off the scale is refused, and the error names the row's field."""
     item = Item("i", [row(user="v", rating=0)])
     assert refused(lambda: Example(User("u"), item, 3)).field == "item.evidence[0].rating"
+
+
+def test_example_refuses_a_candidates_evidence_off_the_scale() -> None:
+    """A row of a candidate's evidence that is off the scale is refused, and the error names the row's field."""
+    candidates = [Item("j"), Item("k", [row(user="v", item="k", rating=9)])]
+    error = refused(lambda: Example(User("u"), Item("i"), 3, candidates=candidates))
+    assert error.field == "candidates[1].evidence[0].rating"
 
 
 def test_example_takes_another_scale() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from duet import (
     ConfigurationError,
+    DuetError,
     EndpointRejected,
     EndpointUnavailable,
     Example,
@@ -358,6 +359,63 @@ async def test_weight_of_the_rating_term_counts() -> None:
     assert (await env.score(completion(), example(4))).value == 1.5
 
 
+class Gives(Says):
+    """A term of the caller's own that does not do what a term should."""
+
+    def __init__(self, scores: Callable[[int], Sequence[float]]) -> None:
+        super().__init__("odd", 0.0)
+        self.scores = scores
+
+    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> Sequence[float]:
+        return self.scores(len(profiles))
+
+
+def down(count: int) -> Sequence[float]:
+    raise EndpointUnavailable("down")
+
+
+ODD: dict[str, tuple[Callable[[int], Sequence[float]], type[Exception]]] = {
+    "raises": (down, EndpointUnavailable),
+    "nan": (lambda count: [math.nan] * count, DuetError),
+    "inf": (lambda count: [-math.inf] * count, DuetError),
+    "too few": (lambda count: [0.5] * (count - 1), DuetError),
+    "too many": (lambda count: [0.5] * (count + 1), DuetError),
+    "none": (lambda count: [], DuetError),
+}
+odd = pytest.mark.parametrize(("scores", "kind"), ODD.values(), ids=ODD)
+
+
+@odd
+async def test_term_that_fails_gives_rewards_without_a_value(
+    scores: Callable[[int], Sequence[float]], kind: type[Exception]
+) -> None:
+    """A term that raises, or does not give one finite number a profile, says nothing of the policy."""
+    rewards = await RewardEnv([Says("a", 0.5), Gives(scores)]).score_many([completion()] * 2, [example()] * 2)
+    assert [(reward.value, reward.terms) for reward in rewards] == [(None, {"a": 0.5})] * 2
+
+
+@odd
+async def test_term_that_fails_is_the_rewards_error(
+    scores: Callable[[int], Sequence[float]], kind: type[Exception]
+) -> None:
+    """What went wrong with a term is the error of each reward it left without a value."""
+    rewards = await RewardEnv([Says("a", 0.5), Gives(scores)]).score_many([completion()] * 2, [example()] * 2)
+    assert [type(reward.error) for reward in rewards] == [kind, kind]
+
+
+async def test_term_without_one_finite_score_leaves_the_others_alone() -> None:
+    """A number that is not finite takes the value of its own reward only."""
+    env = RewardEnv([Gives(lambda count: [0.5, math.nan, 0.25])])
+    rewards = await env.score_many([completion()] * 3, [example()] * 3)
+    assert [reward.value for reward in rewards] == [0.5, None, 0.25]
+
+
+async def test_term_that_fails_leaves_the_format_penalty() -> None:
+    """A completion that is no profile earns its penalty, whatever becomes of the terms."""
+    rewards = await RewardEnv([Gives(down)]).score_many([MALFORMED, completion()], [example()] * 2)
+    assert [reward.value for reward in rewards] == [-1, None]
+
+
 @pytest.mark.parametrize("terms", [[], [Says("a", 0), Says("a", 1)], [LengthReward(9), Says("length", 0)]], ids=len)
 def test_terms_of_one_name_are_refused(terms: list[Any]) -> None:
     """An env needs terms, and no two of one name."""
@@ -429,6 +487,13 @@ STATED = [
     "★★★★",
     "4.5 out of 5",
     "a score of 4",
+    "rates mostly 4s",
+    "gives mostly fives",
+    "rates it four",
+    "gave it a 4",
+    "is giving 4s",
+    "gives a solid 4",
+    "is likely to land at 4.2",
 ]
 INNOCENT = [
     "",
@@ -452,6 +517,19 @@ INNOCENT = [
     "gives 12 recipes",
     "generates 5 ideas",
     "strategy for 2",
+    "open 24/7",
+    "in 3/4 time",
+    "a 50/50 split",
+    "2 out of 3 books in the series",
+    "average 2 hours",
+    "gives 3 examples",
+    "scores 2 goals",
+    "three star-crossed lovers",
+    "a four-star hotel",
+    "published 9/11/2001",
+    "predicts 3 endings",
+    "three stars of the show",
+    "price given: 9.99",
 ]
 
 
@@ -465,6 +543,35 @@ async def test_stated_rating_costs(text: str) -> None:
 async def test_innocent_words_and_numbers_cost_nothing(text: str) -> None:
     """A profile that speaks of other things, numbers included, costs nothing."""
     assert await LeakageReward().score([profile(f"It is {text}.")], [example()]) == [0]
+
+
+ELSEWHERE = [
+    ("8/10", RatingScale(1, 10)),
+    ("4 out of 10", RatingScale(1, 10)),
+    ("rated 10", RatingScale(1, 10)),
+    ("a score of 92", RatingScale(0, 100)),
+    ("rates it zero", RatingScale(0, 4)),
+]
+elsewhere = pytest.mark.parametrize(("text", "scale"), ELSEWHERE, ids=[text for text, _ in ELSEWHERE])
+
+
+@elsewhere
+async def test_rating_on_the_examples_scale_costs(text: str, scale: RatingScale) -> None:
+    """A number that is a rating on the example's scale costs."""
+    assert await LeakageReward().score([profile(f"The user: {text}.")], [example(4, scale=scale)]) == [-1]
+
+
+@elsewhere
+async def test_rating_on_another_scale_costs_nothing(text: str, scale: RatingScale) -> None:
+    """A number off the example's scale, or over another maximum, is no stated rating."""
+    assert scale != RatingScale()
+    assert await LeakageReward().score([profile(f"The user: {text}.")], [example(4)]) == [0]
+
+
+async def test_each_profile_is_read_on_its_own_scale() -> None:
+    """The scale is that of the profile's own example."""
+    examples = [example(4, scale=scale) for scale in (RatingScale(), RatingScale(1, 10))]
+    assert await LeakageReward().score([profile("8/10")] * 2, examples) == [0, -1]
 
 
 @pytest.mark.parametrize("sides", [("5 stars", "calm"), ("calm", "5 stars"), ("5 stars", None)], ids=repr)

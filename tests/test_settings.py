@@ -55,6 +55,11 @@ def test_stop_strings_are_sent() -> None:
     assert list(Sampling(**stop).request_fields()["stop"]) == ["</b>", "END"]
 
 
+def test_stop_may_be_one_string() -> None:
+    """A single stop string is one string, not its letters."""
+    assert Sampling(stop="END") == Sampling(stop=["END"])
+
+
 def test_extra_body_is_sent_beside_the_fields() -> None:
     """The engine's own fields stand beside the usual ones."""
     sampling = Sampling(temperature=1.0, extra_body={"top_k": 20, "chat_template_kwargs": {"enable_thinking": False}})

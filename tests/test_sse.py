@@ -91,6 +91,7 @@ def result(*pieces: bytes) -> Completion:
         (b"\n\n\n\ndata: a\n\n\n\n\ndata: b\n\n", [b"a", b"b"]),
         (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
         (b"data: \xef\xbb\xbfa\n\n", [b"\xef\xbb\xbfa"]),
+        (b"\n\n\xef\xbb\xbfdata: a\n\n", []),
         (b"data: \xc3\xa9\xe2\x80\xa8\n\n", [b"\xc3\xa9\xe2\x80\xa8"]),
         (b"data: a", [b"a"]),
         (b"data: a\n", [b"a"]),
@@ -154,6 +155,12 @@ def test_payload_comes_with_the_blank_line(end: bytes) -> None:
     """An event is handed over as soon as the last byte of its blank line has come."""
     decoder = EventDecoder()
     assert [decoder.feed(b"data: a" + end + end[:-1]), decoder.feed(end[-1:])] == [[], [b"a"]]
+
+
+@pytest.mark.parametrize("before", [b"\n", b"\n\n", b"data: a\n\n", b": ping\n\n"], ids=repr)
+def test_byte_order_mark_counts_at_the_very_beginning_only(before: bytes) -> None:
+    """A byte-order mark at the beginning of a later read is part of a field's name, and so of an unknown field."""
+    assert payloads(before, b"\xef\xbb\xbfdata: b\n\n") == payloads(before)
 
 
 def test_feeding_nothing_gives_nothing() -> None:
@@ -232,6 +239,22 @@ def test_done_is_told_apart_from_finish_reason() -> None:
 def test_nothing_counts_after_done() -> None:
     """Events that follow [DONE] in one read are passed over."""
     assert result(text("a") + DONE + text("b") + b"data: nonsense\n\n").text == "a"
+
+
+@pytest.mark.parametrize("later", [text("b"), b"data: nonsense\n\n", event({"error": {"message": "no"}})], ids=repr)
+def test_nothing_counts_in_a_read_after_done(later: bytes) -> None:
+    """Whatever comes in a read after [DONE] is passed over, errors included."""
+    decoder = decoded(text("a"), DONE)
+    assert (decoder.feed(later), decoder.result().text) == ("", "a")
+
+
+@pytest.mark.parametrize("named", [0, 1, 2])
+def test_model_may_be_named_by_any_chunk_of_a_read(named: int) -> None:
+    """The model counts whichever of the chunks of one read names it."""
+    chunks: list[dict[str, Any]] = [
+        {"choices": []} | ({"model": "m"} if number == named else {}) for number in range(3)
+    ]
+    assert result(b"".join(map(event, chunks))).model == "m"
 
 
 def test_model_is_the_first_one_named() -> None:
@@ -327,6 +350,11 @@ def test_missing_logprobs_are_none(logprobs: Any) -> None:
     [
         {"error": {"message": "slot lost", "code": 503}},
         {"error": {"message": "slot lost", "code": 503}, "choices": None},
+        {"error": {"message": "slot lost", "code": 503}, "choices": []},
+        {
+            "error": {"message": "slot lost", "code": 503},
+            "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+        },
         {"object": "error", "message": "slot lost", "code": 503},
     ],
     ids=repr,
@@ -358,6 +386,13 @@ def test_error_in_the_stream_is_raised(chunk: dict[str, Any]) -> None:
         b'{"choices": [{"delta": {"content": ["a"]}}]}',
         b'{"choices": [{"delta": {}, "logprobs": 7}]}',
         b'{"choices": [{"delta": {}, "logprobs": {"content": [{}]}}]}',
+        b'{"choices": [{"delta": {}, "logprobs": {"content": [{"token": "a", "logprob": "x"}]}}]}',
+        b'{"choices": [{"delta": {}, "finish_reason": 7}]}',
+        b'{"choices": [], "usage": "x"}',
+        b'{"choices": [], "usage": {"prompt_tokens": "x"}}',
+        b'{"choices": [], "usage": {"prompt_tokens": [1]}}',
+        b'{"choices": [], "usage": {"prompt_tokens_details": "x"}}',
+        b'{"choices": [], "model": 7}',
         b'{"choices": [{"delta": {"content": "\xff"}}]}',
     ],
     ids=repr,
@@ -457,6 +492,11 @@ def test_body_without_usage_is_estimated_and_flagged() -> None:
         b'{"choices": ["a"]}',
         b'{"choices": [{"message": null}]}',
         b'{"choices": [{"message": {"content": 7}}]}',
+        b'{"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]}',
+        b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": "x"}}',
+        b'{"choices": [{"message": {"content": "a"}}], "model": 7}',
+        b'{"choices": [{"message": {"content": "a"}, "finish_reason": 7}]}',
+        b'{"choices": [{"message": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": "x"}]}}]}',
     ],
     ids=repr,
 )
@@ -466,10 +506,14 @@ def test_body_that_is_no_completion_is_a_violation(answer: bytes) -> None:
         read_completion(answer)
 
 
-def test_error_body_under_status_200_is_raised() -> None:
-    """An error object in place of a completion is raised with its message and code."""
+@pytest.mark.parametrize(
+    "beside", [{}, {"choices": None}, {"choices": []}, {"choices": [{"message": {"content": "a"}}]}], ids=repr
+)
+def test_error_body_under_status_200_is_raised(beside: dict[str, Any]) -> None:
+    """An error object in place of a completion, or beside one, is raised with its message and code."""
+    answer = {"error": {"message": "no such model", "code": 404}} | beside
     with pytest.raises(ErrorObject, match="no such model") as caught:
-        read_completion(b'{"error": {"message": "no such model", "code": 404}}')
+        read_completion(json.dumps(answer).encode())
     assert caught.value.code == 404
 
 

@@ -21,7 +21,14 @@ class Embedder(Protocol):
     """What turns texts into vectors. Any object of this shape will do."""
 
     async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """One vector a text, in order, all of one length."""
+        """One vector a text, in order, all of one length.
+
+        Args:
+            texts: Any number of any length; batches are the embedder's business.
+
+        Raises:
+            EndpointError: The infrastructure's fault.
+        """
 
 
 class _Embedder:

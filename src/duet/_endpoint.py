@@ -42,12 +42,28 @@ class Endpoint(Protocol):
         """What decides the weights: the model's or the adapter's name."""
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
-        """One completion, whole."""
+        """One completion, whole.
+
+        Args:
+            messages: The prompt.
+            sampling: How to sample; what is None is the endpoint's own choice.
+
+        Raises:
+            EndpointError: The infrastructure's fault.
+        """
 
     def stream(
         self, messages: Sequence[Message], sampling: Sampling
     ) -> AbstractAsyncContextManager[AsyncIterator[TextDelta | GenerationEnd]]:
-        """One completion as it comes, a `GenerationEnd` last. Leaving the block early stops the generation."""
+        """One completion as it comes, a `GenerationEnd` last. Leaving the block early stops the generation.
+
+        Args:
+            messages: The prompt.
+            sampling: How to sample; what is None is the endpoint's own choice.
+
+        Raises:
+            EndpointError: On entering the block or while iterating: the infrastructure's fault.
+        """
 
 
 class _ChatEndpoint:

@@ -30,6 +30,10 @@ class DuetError(Exception):
 class RecordError(DuetError, ValueError):
     """A field of a record does not hold.
 
+    Args:
+        message: What does not hold, the value quoted.
+        field: As the attribute.
+
     Attributes:
         field: Name of the field, with an index where it is one of many (``"history[3].at"``).
     """
@@ -49,6 +53,12 @@ class MissingExtraError(DuetError, ImportError):
 
 class EndpointError(DuetError):
     """The endpoint failed: nothing can be said about the policy.
+
+    Args:
+        message: What happened; nothing in it was sent as a secret.
+        endpoint: As the attribute.
+        status_code: As the attribute.
+        retry_after: As the attribute.
 
     Attributes:
         endpoint: Address of the endpoint, without user, password or query.
@@ -85,6 +95,10 @@ class IncompleteStream(EndpointError):
 class CompletionError(DuetError):
     """The policy's completion is not a profile.
 
+    Args:
+        message: What it lacks.
+        completion: As the attribute.
+
     Attributes:
         completion: The text as it came.
     """
@@ -101,6 +115,11 @@ class TruncatedCompletion(CompletionError):
 class MalformedCompletion(CompletionError):
     """Sections are missing or empty.
 
+    Args:
+        message: Names them.
+        completion: As for `CompletionError`.
+        missing: As the attribute.
+
     Attributes:
         missing: The sections that are missing or blank, as ``"user.cue"``.
     """
@@ -112,6 +131,10 @@ class MalformedCompletion(CompletionError):
 
 class RatingError(DuetError):
     """The recommender's answer holds no rating on the scale.
+
+    Args:
+        message: Quotes the beginning of the answer.
+        text: As the attribute.
 
     Attributes:
         text: The answer as it came.

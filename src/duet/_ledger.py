@@ -98,6 +98,9 @@ class Ledger:
     async def get(self, digest: str) -> Completion | None:
         """The latest generation under `digest`, or None.
 
+        Args:
+            digest: What it was put under; profilers and recommenders use a SHA-256, in hex, of all that determines it.
+
         Raises:
             LedgerError: The file cannot be read.
         """
@@ -107,6 +110,12 @@ class Ledger:
 
     async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
         """Append a generation. A cancelled caller waits for the row to be written.
+
+        Args:
+            digest: What to find it under; earlier rows under the same one stay in the file.
+            completion: Kept whole, log-probabilities and reasoning included.
+            model: The name that was asked for; the one that answered is in `completion`.
+            messages: The prompt, kept for audits.
 
         Raises:
             LedgerError: The file cannot be written.

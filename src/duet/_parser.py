@@ -27,6 +27,13 @@ class SectionParser:
     outside the tags is passed over, and so is ``<think>…</think>``; a ``</think>`` whose opening tag was part of the
     prompt drops all that stood before it.
 
+    Events are told as the text comes. A section that is abandoned by its side's closing tag, or dropped by a late
+    ``</think>``, has told deltas by then that no `SectionDone` follows, so only what `close` returns, and with it the
+    profile of `GenerationDone`, counts.
+
+    Args:
+        schema: The sides and sections to look for; all others are passed over.
+
     Example:
         >>> parser = SectionParser(ProfileSchema(sides="user", sections="profile"))
         >>> parser.feed("<user_profile><profile>Likes ")
@@ -54,7 +61,11 @@ class SectionParser:
         return "".join(self._pieces)
 
     def feed(self, text: str) -> list[SectionEvent]:
-        """Take the next piece of the completion; return what it brought."""
+        """Take the next piece of the completion; return what it brought.
+
+        Args:
+            text: Of any length, cut anywhere; what may be part of a tag is held back until the next piece.
+        """
         self._pieces.append(text)
         if self._text and not self._held and text and "<" not in text and not text[-1].isspace():
             self._text.append(text)

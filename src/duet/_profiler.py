@@ -141,7 +141,17 @@ class JointProfiler:
 
 
 class ProfileStream:
-    """The events of one profile: `SectionDelta` and `SectionDone` as they come, `GenerationDone` last."""
+    """The events of one profile: `SectionDelta` and `SectionDone` as they come, `GenerationDone` last.
+
+    Made by `JointProfiler.stream`. Once it has failed, every further step raises the same error.
+
+    Args:
+        deltas: What an endpoint's stream yields.
+        schema: The shape of the completion.
+        cues: Cues that were given in the prompt; the profile carries them where the schema leaves them out.
+        keep: Awaited with the whole completion before it is parsed, so that a malformed one is kept too; None keeps
+            none.
+    """
 
     def __init__(
         self,

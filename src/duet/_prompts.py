@@ -189,7 +189,19 @@ def _cue_only() -> ProfileSchema:
 
 @attrs.frozen(kw_only=True)
 class CuePrompt(JointPrompt):
-    """The prompt of the cues alone."""
+    """The prompt of the cues alone.
+
+    Args:
+        history_limit: As for `JointPrompt`.
+        evidence_limit: As for `JointPrompt`.
+        review_chars: As for `JointPrompt`.
+        averages: As for `JointPrompt`.
+        scale: As for `JointPrompt`.
+        schema: Sides to write cues for; `CueExtractor` takes no section but "cue".
+
+    Raises:
+        ConfigurationError: A limit is negative, or `averages` is unknown.
+    """
 
     schema: ProfileSchema = attrs.field(factory=_cue_only)
 
@@ -247,7 +259,13 @@ class RatingPrompt:
         return dict(zip(string.ascii_uppercase, points, strict=False))
 
     def render(self, user: User, item: Item, profile: JointProfile | None) -> tuple[Message, ...]:
-        """The messages for one pair; without a profile the recent interactions are all there is to go by."""
+        """The messages for one pair; without a profile the recent interactions are all there is to go by.
+
+        Args:
+            user: The last `recent` rows of the history are shown; the name is not.
+            item: Its title is shown; attributes and evidence are not.
+            profile: The profile text of each side that it has is shown; cues and constructed prompts are not.
+        """
         parts = ["USER"]
         if profile is not None and profile.user is not None:
             parts.append(_paragraph(profile.user.text))

@@ -96,11 +96,23 @@ class RatingScale:
         return tuple(range(math.ceil(self.minimum), math.floor(self.maximum) + 1))
 
     def clip(self, rating: float) -> float:
-        """The nearest rating on the scale."""
+        """The nearest rating on the scale.
+
+        Args:
+            rating: In rating points, from anywhere; NaN stays NaN.
+        """
         return min(max(rating, self.minimum), self.maximum)
 
     def require(self, rating: float, field: str) -> None:
-        """Raise RecordError, naming `field`, unless `rating` is on the scale."""
+        """Refuse a rating that is off the scale.
+
+        Args:
+            rating: In rating points.
+            field: What to call it in the error, as in "history[3].rating".
+
+        Raises:
+            RecordError: It is not on the scale; names `field`.
+        """
         if rating not in self:
             raise RecordError(f"{field} is {rating:g}, off the scale of {self}", field=field)
 
@@ -175,6 +187,11 @@ def _before(rows: Iterable[Interaction], at: datetime) -> tuple[Interaction, ...
 class User:
     """A user and what they did: `history` is kept oldest first, exact duplicates once.
 
+    Args:
+        id: Id of the user; never shown to a model.
+        history: Interactions of this user with any items, in any order; rows without a time come first.
+        name: Shown to the model where it is known.
+
     Raises:
         RecordError: The id is empty, a row belongs to another user, or naive and aware times are mixed.
     """
@@ -191,7 +208,14 @@ class User:
                 )
 
     def before(self, at: datetime) -> User:
-        """The same user with what lies strictly before `at`; rows without a time cannot be shown to, and go."""
+        """The same user with what lies strictly before `at`; rows without a time cannot be shown to, and go.
+
+        Args:
+            at: Naive where the rows' times are, else aware.
+
+        Raises:
+            TypeError: One is naive and the other aware.
+        """
         return attrs.evolve(self, history=_before(self.history, at))
 
 
@@ -227,7 +251,14 @@ class Item:
                 )
 
     def before(self, at: datetime) -> Item:
-        """The same item with what lies strictly before `at`; rows without a time cannot be shown to, and go."""
+        """The same item with what lies strictly before `at`; rows without a time cannot be shown to, and go.
+
+        Args:
+            at: Naive where the rows' times are, else aware.
+
+        Raises:
+            TypeError: One is naive and the other aware.
+        """
         return attrs.evolve(self, evidence=_before(self.evidence, at))
 
 
@@ -317,7 +348,14 @@ class Usage:
 
 @attrs.frozen
 class TokenLogprob:
-    """One generated token, its natural-log probability, and the likeliest tokens in its place as (token, logprob)."""
+    """One generated token and what could have stood in its place.
+
+    Args:
+        token: Its text, as the endpoint writes it: a leading space is kept.
+        logprob: Natural logarithm of its probability.
+        top_logprobs: The likeliest tokens in its place as (token, logprob), in the endpoint's order; empty where none
+            were asked for.
+    """
 
     token: str
     logprob: float
@@ -347,7 +385,12 @@ class Completion:
 
 @attrs.frozen
 class Cues:
-    """The short cues of both sides; None for a side that was not asked for (DUET, stage 1)."""
+    """The short cues of both sides (DUET, stage 1).
+
+    Args:
+        user: What matters most in the history; None where this side was not asked for.
+        item: What matters most in the evidence; None where this side was not asked for.
+    """
 
     user: str | None = None
     item: str | None = None
@@ -412,7 +455,7 @@ class Reward:
         value: The weighted sum of the terms; the format penalty for a completion that is no profile; None where nothing
             can be said of the policy (then leave the sample out: it is not a zero).
         rating: What the recommender predicted, where a term asked one.
-        terms: Name to value, before weighting; read only.
+        terms: Name to value, before weighting; do not change.
         error: What went wrong, if anything did.
     """
 

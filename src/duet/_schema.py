@@ -64,7 +64,14 @@ class ProfileSchema:
         return tuple((side, section) for side in self.sides for section in self.sections)
 
     def without(self, section: str) -> ProfileSchema:
-        """The same schema less one section."""
+        """The same schema less one section.
+
+        Args:
+            section: Its name; one that the schema does not have changes nothing.
+
+        Raises:
+            ConfigurationError: No section would be left.
+        """
         return attrs.evolve(self, sections=tuple(name for name in self.sections if name != section))
 
     def skeleton(self) -> str:

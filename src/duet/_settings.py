@@ -69,7 +69,11 @@ class Sampling:
         return chosen | dict(self.extra_body)
 
     def under_grammar(self, grammar: str) -> Sampling:
-        """The same, decoded under `grammar`."""
+        """The same, decoded under `grammar`.
+
+        Args:
+            grammar: In GBNF, as `ProfileSchema.grammar` writes it; takes the place of any other.
+        """
         return attrs.evolve(self, grammar=grammar)
 
 
@@ -117,6 +121,9 @@ class EndpointSettings:
 
         OPENAI_API_KEY is sent only where the address comes from OPENAI_BASE_URL too or is OpenAI's own, so that a key
         never reaches a host it was not made for.
+
+        Args:
+            environ: Variables by name; an empty value counts as none.
 
         Raises:
             ConfigurationError: No model is named.

@@ -43,7 +43,12 @@ class RewardTerm(Protocol):
     async def score(
         self, profiles: Sequence[JointProfile], examples: Sequence[Example]
     ) -> Sequence[TermScore | float | None]:
-        """One score a profile, in order. The batch comes whole, since a contrastive term needs the others in it."""
+        """One score a profile, in order. The batch comes whole, since a contrastive term needs the others in it.
+
+        Args:
+            profiles: Those of the well-formed completions of a batch.
+            examples: The pair each was written for, and its true rating; as many, in the same order.
+        """
 
 
 class RatingReward:
@@ -65,7 +70,15 @@ class RatingReward:
         self._concurrency = concurrency
 
     async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
-        """One score a profile; an error of the recommender is a score without a value."""
+        """One score a profile; an error of the recommender is a score without a value.
+
+        Args:
+            profiles: What the recommender reads.
+            examples: User, item, true rating and scale of each.
+
+        Raises:
+            ValueError: The two are not of one length.
+        """
         scores = [TermScore(None)] * len(profiles)
         pairs = list(zip(profiles, examples, strict=True))
         async with map_unordered(self._score_one, pairs, self._concurrency) as results:
@@ -101,7 +114,12 @@ class LengthReward:
             raise ConfigurationError(f"max_chars must be at least 1, got {self.max_chars}")
 
     async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
-        """From −1 to 0 for each profile."""
+        """From −1 to 0 for each profile.
+
+        Args:
+            profiles: Cues and constructed prompts have no length here.
+            examples: Not looked at.
+        """
         return [max(-1.0, min(0.0, 1 - sum(map(len, _texts(profile))) / self.max_chars)) for profile in profiles]
 
 
@@ -138,7 +156,15 @@ class LeakageReward:
     name: str = attrs.field(default="leakage", init=False)
 
     async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
-        """−1 or 0 for each profile."""
+        """−1 or 0 for each profile.
+
+        Args:
+            profiles: Cues and constructed prompts cannot leak.
+            examples: The scale of each says which numbers can be ratings.
+
+        Raises:
+            ValueError: The two are not of one length.
+        """
         return [
             -1.0 if any(_states_rating(text, example.scale) for text in _texts(profile)) else 0.0
             for profile, example in zip(profiles, examples, strict=True)

@@ -254,7 +254,8 @@ class _Past:
         counts = self.item_counts[items]
         distances = self.item_sums[items] - counts * mean
         biases = np.zeros(counts.size)
-        return np.divide(distances, counts + shrinkage, out=biases, where=counts > 0)
+        np.divide(distances, counts + shrinkage, out=biases, where=counts > 0)
+        return biases
 
 
 def _shrunken(codes: Codes, distances: Floats, shrinkage: float) -> Floats:

@@ -232,7 +232,7 @@ def _units(values: npt.ArrayLike, users: npt.ArrayLike | None) -> tuple[Floats, 
     owners = _owners(users, column.size)
     if owners is None:
         return column, np.ones(column.size, dtype=np.int64)
-    return np.bincount(owners, column), np.bincount(owners).astype(np.int64)
+    return np.bincount(owners, column).astype(np.float64), np.bincount(owners).astype(np.int64)
 
 
 def _overall(sums: Floats, counts: Rows) -> Floats:

@@ -175,7 +175,7 @@ def kendall_tau_b(gold: npt.ArrayLike, predicted: npt.ArrayLike) -> float:
         ConfigurationError: The lengths differ, or a value is not finite.
     """
     wanted, given = (_pair_signs(column) for column in _columns(gold, predicted))
-    untied = math.sqrt(np.count_nonzero(wanted)) * math.sqrt(np.count_nonzero(given))
+    untied = math.sqrt(np.count_nonzero(wanted) * np.count_nonzero(given))
     return float(np.sum(wanted * given, dtype=np.int64) / untied) if untied else math.nan
 
 

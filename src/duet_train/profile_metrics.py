@@ -17,22 +17,21 @@ Floats = npt.NDArray[np.float64]
 
 _WORD = re.compile(r"[^\W_]+")
 
-# Function words of English, and the pieces that an apostrophe leaves ("doesn't" is "doesn" and "t").
-STOP_WORDS = frozenset(
-    """
-    a an the this that these those some any each every either neither both all such same other another
-    i me my mine myself we us our ours ourselves you your yours yourself yourselves
-    he him his himself she her hers herself it its itself they them their theirs themselves one
-    who whom whose which what when where why how there here then than
-    am is are was were be been being do does did doing done have has had having
-    can could may might must shall should will would ought
-    and or but nor so yet if because since although though while whereas unless until as whether
-    of in on at by for from to with without within into onto upon over under above below between among
-    about against across along around after before during through toward towards up down out off
-    not no only own too very just also more most less least much many few again further once
-    s t d m o ll re ve don doesn didn isn aren wasn weren hasn haven hadn won wouldn couldn shouldn mustn ain
-    """.split()
-)
+# Function words, and the pieces that an apostrophe leaves ("doesn't" is "doesn" and "t").
+_ENGLISH = """
+a an the this that these those some any each every either neither both all such same other another
+i me my mine myself we us our ours ourselves you your yours yourself yourselves
+he him his himself she her hers herself it its itself they them their theirs themselves one
+who whom whose which what when where why how there here then than
+am is are was were be been being do does did doing done have has had having
+can could may might must shall should will would ought
+and or but nor so yet if because since although though while whereas unless until as whether
+of in on at by for from to with without within into onto upon over under above below between among
+about against across along around after before during through toward towards up down out off
+not no only own too very just also more most less least much many few again further once
+s t d m o ll re ve don doesn didn isn aren wasn weren hasn haven hadn won wouldn couldn shouldn mustn ain
+"""
+STOP_WORDS = frozenset(_ENGLISH.split())
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +55,8 @@ def alignment(users: npt.ArrayLike, items: npt.ArrayLike) -> Alignment:
     """Semantic alignment of profile pairs (DUET), with the control that a bare cosine lacks.
 
     The control is all other pairs and not one shuffle of them: it has no seed, and the least variance.
+    An item in several rows makes some of its mismatched pairs match after all, so the gap is then too small, never too
+    large.
 
     Args:
         users: Embeddings of the user profiles, (pairs, dimensions); of any length, they are normalised here.
@@ -108,4 +109,4 @@ def _directions(rows: npt.ArrayLike, name: str) -> Floats:
     wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if wrong.size:
         raise ConfigurationError(f"row {wrong[0]} of {name} has no direction: leave it out, and report how many")
-    return matrix / lengths
+    return np.asarray(matrix / lengths, dtype=np.float64)

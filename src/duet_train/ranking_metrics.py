@@ -57,7 +57,8 @@ def _with_one_more(chances: Floats) -> Floats:
     """The chances of each rank after one more candidate took any place, each as likely."""
     gaps = chances.size + 1
     passed = np.arange(1, gaps) / gaps  # of rank r, r of the gaps are before it
-    return np.append(chances * (1 - passed), 0.0) + np.append(0.0, chances * passed)
+    stays, moves = np.append(chances * (1 - passed), 0.0), np.append(0.0, chances * passed)
+    return np.asarray(stays + moves, dtype=np.float64)
 
 
 def hit_rate_at_k(scores: npt.ArrayLike, positive: int, k: int) -> float:
@@ -137,7 +138,7 @@ def catalogue_metrics(
 
 @attrs.frozen
 class _TieGroup:
-    """Items of one score that hold a positive: `better` items before them, `size` of them, `right` of these positive."""
+    """Items of one score: `better` items before them, `size` of them, `right` of these positive."""
 
     better: int
     size: int
@@ -147,7 +148,7 @@ class _TieGroup:
 def _tie_groups(ranked: Floats, right: Floats) -> Iterator[_TieGroup]:
     """The groups with a positive in them, best first."""
     for score, count in zip(*(column[::-1] for column in np.unique(right, return_counts=True)), strict=True):
-        yield _TieGroup(np.count_nonzero(ranked > score), np.count_nonzero(ranked == score), int(count))
+        yield _TieGroup(int(np.sum(ranked > score)), int(np.sum(ranked == score)), int(count))
 
 
 def _metrics_at(k: int, groups: list[_TieGroup], positives: int) -> CatalogueMetrics:
@@ -180,7 +181,7 @@ def _first_rank(k: int, group: _TieGroup) -> float:
 def _check_catalogue(values: Floats, right: npt.NDArray[np.int64], ranked: npt.NDArray[np.bool_]) -> None:
     if ranked.shape != values.shape:
         raise ConfigurationError(f"exclude has shape {ranked.shape}, scores have {values.shape}")
-    if right.size and not (0 <= right.min() and right.max() < values.size):
+    if right.size and not (right.min() >= 0 and right.max() < values.size):
         raise ConfigurationError(f"positives must be indices from 0 to {values.size - 1}, got {right.tolist()}")
     if np.unique(right).size != right.size:
         raise ConfigurationError(f"a positive is repeated in {right.tolist()}")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
-# Averages and counts over all ratings hold the target's own rating; ranks by sales hold the future. By squashed name.
+# Averages and counts over all ratings hold the target's own rating; ranks by sales hold the future. Names are compared
+# in lower case, letters and digits alone.
 _LEAKING = re.compile(
-    "average(customer)?(rating|review|stars)|avgrating|rating(s?)(number|count|value)|ratings?[1-9]$|(^|num(ber)?(of)?)ratings$"
-    "|num(ber)?(of)?(ratings|reviews)|(text)?reviews?count|customerreviews|^stars$|businessstars|salesrank|sellersrank|checkincount"
+    "(average|avg|mean).*(rating|review|stars|score|vote)"
+    "|(rating|review|stars|score|vote)s?(average|avg|mean|number|count)"
+    "|(number|num|count)(of)?(rating|review|vote)|^n(ratings|reviews|votes)"
+    "|^(rating|ratings)[1-9]?$|^(item|business)?stars$|customerreviews?$|checkincount$"
+    "|(^|sales|sellers)ranks?$"
 )
 
 
@@ -56,6 +61,8 @@ def text_of(value: object) -> str:
             return ""
         case bool():
             return "yes" if value else "no"
+        case float() if not math.isfinite(value):
+            return ""
         case float() if value.is_integer():
             return str(int(value))
         case Mapping():
@@ -69,7 +76,7 @@ def text_of(value: object) -> str:
 def _text_of_mapping(value: Mapping[Any, object]) -> str:
     if value and all(isinstance(entry, bool | None) for entry in value.values()):
         return ", ".join(str(name) for name, holds in value.items() if holds)
-    parts = ((str(name), text_of(entry)) for name, entry in value.items() if not leaks(str(name)))
+    parts = ((str(name).strip(" :\n"), text_of(entry)) for name, entry in value.items() if not leaks(str(name)))
     return ", ".join(f"{name}: {text}" for name, text in parts if text)
 
 
@@ -85,7 +92,10 @@ def json_object(record: str) -> dict[str, Any]:
     Raises:
         ValueError: It is no JSON object.
     """
-    return _mapping(json.loads(record))
+    try:
+        return _mapping(json.loads(record))
+    except RecursionError as exc:
+        raise ValueError(f"nested too deeply: {exc}") from None
 
 
 def literal_object(record: str) -> dict[str, Any]:

@@ -29,10 +29,10 @@ def read_own(db: duckdb.DuckDBPyConnection, interactions: Path, items: Path | No
 
     Args:
         db: An open connection.
-        interactions: Lines with ``user_id``, ``item_id``, ``rating`` and, where known, ``timestamp`` (Unix seconds, UTC),
-            ``review_title``, ``review_text``.
-        items: Lines with ``item_id`` and, where known, ``title``; everything else becomes an attribute, and so does each
-            entry of an object named ``attributes``.
+        interactions: Lines with ``user_id``, ``item_id``, ``rating`` and, where known, ``timestamp`` (Unix seconds,
+            UTC), ``review_title``, ``review_text``.
+        items: Lines with ``item_id`` and, where known, ``title``; everything else becomes an attribute, and so does
+            each entry of an object named ``attributes``.
 
     Returns:
         ``rating_min`` and ``rating_max`` of a ``dataset.json`` beside the interactions. Where there is none, 1 to 5 if

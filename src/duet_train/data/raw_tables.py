@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import attrs
 import duckdb
+from duckdb.func import FunctionNullHandling
 
 from duet import ConfigurationError, RatingScale, RecordError
 from duet_train.data.attributes import ItemFields, item_function
@@ -59,9 +61,8 @@ class Fields:
             row_number() OVER () - 1 AS source_row,
             {self.user} AS user_id,
             {self.item} AS item_id,
-            coalesce(try_cast({self.rating} AS DOUBLE), 'nan'::DOUBLE) AS rating,
-            CASE WHEN nullif(trim({self.time}), '') IS NULL THEN NULL ELSE coalesce({seconds}, 'nan'::DOUBLE) END
-                AS timestamp,
+            {_number(self.rating, f"try_cast({self.rating} AS DOUBLE)")} AS rating,
+            {_number(self.time, seconds)} AS timestamp,
             nullif({self.title}, '')::VARCHAR AS review_title,
             nullif({self.text}, '')::VARCHAR AS review_text
         """
@@ -69,6 +70,10 @@ class Fields:
     def source_of(self, field: str) -> str:
         """The expression of a column of ``raw_interactions``."""
         return {"user_id": self.user, "item_id": self.item, "rating": self.rating, "timestamp": self.time}[field]
+
+
+def _number(text: str, number: str) -> str:
+    return f"CASE WHEN trim({text}) <> '' THEN coalesce({number}, 'nan'::DOUBLE) END"
 
 
 def store_interactions(
@@ -122,9 +127,9 @@ def store_items(db: duckdb.DuckDBPyConnection, source: Source, item: ItemFields)
     db.create_function(
         _PYTHON_ITEM,
         item_function(item),
-        ["VARCHAR"],  # type: ignore[list-item]
-        "STRUCT(item_id VARCHAR, title VARCHAR, attributes VARCHAR)",  # type: ignore[arg-type]
-        null_handling="special",  # type: ignore[arg-type]
+        ["VARCHAR"],
+        "STRUCT(item_id VARCHAR, title VARCHAR, attributes VARCHAR)",
+        null_handling=FunctionNullHandling.SPECIAL,
     )
     try:
         with _file_order(db), _readable(source):
@@ -159,15 +164,15 @@ def _file_order(db: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 @contextmanager
 def _readable(source: Source) -> Iterator[None]:
-    """What DuckDB cannot read is the file's fault; a full disk or full memory is not, and passes through."""
+    """What DuckDB cannot read is the file's fault; full memory and a stop from outside are not, and pass through."""
     try:
         yield
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
-    except (duckdb.DataError, duckdb.OperationalError, duckdb.ProgrammingError, duckdb.NotSupportedError) as exc:
-        place = getattr(source, "path", "the frame")
-        reason = " ".join(str(exc).split())[:400]
-        raise ConfigurationError(f"cannot read {place}: {reason}") from exc
+    except duckdb.Error as exc:
+        # The advice that follows is about settings of DuckDB which nobody can set here.
+        reason = " ".join(re.split(r"\n\s*Possible|\nTry setting", str(exc))[0].split())
+        raise ConfigurationError(f"cannot read {source.fault(reason[:400])}") from exc
 
 
 def _leave_out(db: duckdb.DuckDBPyConnection, name: str, table: str, condition: str) -> None:
@@ -188,7 +193,7 @@ def _check(db: duckdb.DuckDBPyConnection, source: Source, fields: Fields, scale:
 
 
 def _wrong_field(scale: RatingScale | None) -> str:
-    off = "isnan(rating) OR isinf(rating)"
+    off = "rating IS NULL OR isnan(rating) OR isinf(rating)"
     if scale is not None:
         off += f" OR NOT rating BETWEEN {scale.minimum!r} AND {scale.maximum!r}"
     times = f"isnan(timestamp) OR NOT timestamp BETWEEN {_EARLIEST} AND {_LATEST}"
@@ -214,12 +219,12 @@ def _explained(field: str, value: object, scale: RatingScale | None) -> str:
 def _scale_of_data(db: duckdb.DuckDBPyConnection, source: Source) -> RatingScale:
     ((low, high),) = db.table("raw_interactions").aggregate("min(rating), max(rating)").fetchall()
     if low is None:
-        raise ConfigurationError(f"{getattr(source, 'path', 'the frame')}: holds no rating")
+        raise ConfigurationError(f"{source.path}: holds no rating")
     if low in _DEFAULT_SCALE and high in _DEFAULT_SCALE:
         return _DEFAULT_SCALE
     if low == high:
         raise ConfigurationError(
-            f"{getattr(source, 'path', 'the frame')}: every rating is {low:g}, which tells no scale; "
+            f"{source.path}: every rating is {low:g}, which tells no scale; "
             "give one in a dataset.json beside it (rating_min and rating_max)"
         )
     return RatingScale(low, high)
@@ -227,5 +232,5 @@ def _scale_of_data(db: duckdb.DuckDBPyConnection, source: Source) -> RatingScale
 
 def _check_items(db: duckdb.DuckDBPyConnection, source: Source) -> None:
     bad = db.table("raw_items").project("rowid AS record, item_id").filter(_no_id("item_id"))
-    for (record, _) in bad.order("record").limit(1).fetchall():
+    for record, _ in bad.order("record").limit(1).fetchall():
         raise RecordError(f"{source.where(record)}: no item id, or no readable record", field="item_id")

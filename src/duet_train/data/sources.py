@@ -8,28 +8,34 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import attrs
 import duckdb
 
 from duet import ConfigurationError
 
-# One review or one item on a single line; the longest real metadata lines have some hundred kilobytes.
-_LONGEST_LINE = 8 << 20
-
 
 class Source(Protocol):
     """Records in an order, as a relation and as places that a message can name."""
+
+    @property
+    def path(self) -> Path | str:
+        """The file, or what else holds the records."""
 
     def relation(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
         """The records, in file order."""
 
     def where(self, record: int) -> str:
         """The place of a record, counted from 0, as a person would look it up."""
+
+    def fault(self, reason: str) -> str:
+        """Where and why the records cannot be read, from DuckDB's reason."""
 
 
 def existing(path: Path) -> Path:
@@ -41,6 +47,11 @@ def existing(path: Path) -> Path:
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file")
     return path
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a file's name says that it is CSV, gzipped or not."""
+    return path.name.removesuffix(".gz").endswith(".csv")
 
 
 def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
@@ -78,6 +89,14 @@ class JSONLines:
         """File and line."""
         return _nth_line(self.path, "utf-8", record)
 
+    def fault(self, reason: str) -> str:
+        """The first line that is no JSON object; DuckDB's own line numbers are not to be relied on."""
+        with open_text(self.path) as text:
+            for number, line in enumerate(text, 1):
+                if line.strip() and (found := _json_fault(line)):
+                    return f"{self.path}:{number}: {found}"
+        return f"{self.path}: {reason}"
+
 
 @attrs.frozen
 class Lines:
@@ -87,21 +106,17 @@ class Lines:
 
     def relation(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
         """The lines, in file order."""
-        return db.read_csv(
-            glob.escape(str(existing(self.path))),
-            columns={"record": "VARCHAR"},
-            auto_detect=False,
-            header=False,
-            # A control character that no line of text holds, so that nothing splits it.
-            delimiter="\x01",
-            quotechar="",
-            escapechar="",
-            max_line_size=_LONGEST_LINE,
-        )
+        # A control character that no line of text holds as delimiter, so that nothing splits a line.
+        lines = _read_csv(db, self.path, ("record",), header=False, delimiter="\x01", quote="", escape="")
+        return lines.filter("record IS NOT NULL")
 
     def where(self, record: int) -> str:
         """File and line."""
         return _nth_line(self.path, "utf-8", record)
+
+    def fault(self, reason: str) -> str:
+        """File, line and reason."""
+        return _csv_fault(self.path, reason)
 
 
 @attrs.frozen
@@ -134,7 +149,7 @@ class Delimited:
         if self.names is not None:
             return self.names
         with open_text(self.path, self.encoding) as text:
-            header = next(self._records(text), None)
+            header = next(csv.reader(text, **self._dialect()), None)
         if not header:
             raise ConfigurationError(f"{self.path}: empty, where a header line was expected")
         header[0] = header[0].removeprefix("\ufeff")
@@ -153,16 +168,15 @@ class Delimited:
 
     def relation(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
         """The records, in file order, as columns ``c0``, ``c1``, …: names of a header may differ in case alone."""
-        return db.read_csv(
-            glob.escape(str(existing(self.path))),
-            columns={f"c{place}": "VARCHAR" for place in range(len(self.columns))},
-            auto_detect=False,
+        return _read_csv(
+            db,
+            self.path,
+            tuple(f"c{place}" for place in range(len(self.columns))),
             header=self.names is None,
             delimiter=self.delimiter,
-            quotechar=self.quote,
-            escapechar=self.escape,
+            quote=self.quote,
+            escape=self.escape,
             encoding=self.encoding,
-            max_line_size=_LONGEST_LINE,
         )
 
     def column(self, *names: str) -> str:
@@ -174,22 +188,105 @@ class Delimited:
         """File and first line of the record."""
         if not self.quote:
             return _nth_line(self.path, self.encoding, record + (self.names is None))
-        with open_text(self.path, self.encoding) as text:
-            reader = self._records(text)
-            next(islice(_nonblank(reader), record + (self.names is None) - 1, None), None)
-            return f"{self.path}:{reader.line_num + 1}"
+        try:
+            return f"{self.path}:{self._first_line(record + (self.names is None))}"
+        except csv.Error:  # a field beyond what the module reads
+            return f"{self.path}, record {record + 1}"
 
-    def _records(self, text: TextIO) -> csv.reader:  # type: ignore[valid-type]
+    def fault(self, reason: str) -> str:
+        """File, line and reason."""
+        return _csv_fault(self.path, reason)
+
+    def _first_line(self, record: int) -> int:
+        with open_text(self.path, self.encoding) as text:
+            reader = csv.reader(text, **self._dialect())
+            for _ in islice(_nonblank(reader), record):
+                pass
+            return reader.line_num + 1
+
+    def _dialect(self) -> dict[str, Any]:
         if not self.quote:
-            return csv.reader(text, delimiter=self.delimiter[0], quoting=csv.QUOTE_NONE)
+            return {"delimiter": self.delimiter[0], "quoting": csv.QUOTE_NONE}
         doubled = self.escape == self.quote
-        return csv.reader(
-            text,
-            delimiter=self.delimiter,
-            quotechar=self.quote,
-            doublequote=doubled,
-            escapechar=None if doubled else self.escape,
+        return {
+            "delimiter": self.delimiter,
+            "quotechar": self.quote,
+            "doublequote": doubled,
+            "escapechar": None if doubled else self.escape,
+        }
+
+
+@attrs.frozen
+class NamedRecords:
+    """The records of a delimited file as JSON objects by column name, in one column ``record``.
+
+    Args:
+        source: The file.
+        value: SQL that cleans a field; ``{field}`` stands for it.
+    """
+
+    source: Delimited
+    value: str = "{field}"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.source.path
+
+    def relation(self, db: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
+        """The objects, in file order."""
+        pairs = (
+            f"{_quoted(name)}, {self.value.format(field=f'c{place}')}" for place, name in enumerate(self.source.columns)
         )
+        return self.source.relation(db).project(f"json_object({', '.join(pairs)}) AS record")
+
+    def where(self, record: int) -> str:
+        """File and first line of the record."""
+        return self.source.where(record)
+
+    def fault(self, reason: str) -> str:
+        """File, line and reason."""
+        return self.source.fault(reason)
+
+
+def _read_csv(
+    db: duckdb.DuckDBPyConnection,
+    path: Path,
+    columns: tuple[str, ...],
+    *,
+    header: bool,
+    delimiter: str,
+    quote: str,
+    escape: str,
+    encoding: str = "utf-8",
+) -> duckdb.DuckDBPyRelation:
+    # As text: the Python method of the same name refuses the encodings that the SQL function reads.
+    types = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in columns)
+    return db.sql(
+        f"FROM read_csv({_quoted(glob.escape(str(existing(path))))}, columns = {{{types}}}, auto_detect = false, "
+        f"header = {str(header).lower()}, delim = {_quoted(delimiter)}, quote = {_quoted(quote)}, "
+        f"escape = {_quoted(escape)}, encoding = {_quoted(encoding)})"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _json_fault(line: str) -> str | None:
+    try:
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "not JSON: holds half of a character (a lone surrogate)"
+    except (ValueError, RecursionError) as exc:
+        return f"not JSON: {exc}"
+    return None if isinstance(value, dict) else "not a JSON object"
+
+
+def _csv_fault(path: Path, reason: str) -> str:
+    line = re.search(r"CSV Error on Line: (\d+)", reason)
+    return f"{path}{f':{line[1]}' if line else ''}: {reason}"
 
 
 def _nonblank(records: Iterator[list[str]]) -> Iterator[list[str]]:

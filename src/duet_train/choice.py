@@ -1,0 +1,58 @@
+"""Next-item choice (BLUE): from the user's profile alone, which of these items comes next?"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+
+from duet import Endpoint, Ledger, Message, RatingError, Sampling, quote
+
+_TASK = """\
+You know a user only by the profile below. Of the items listed, one is what this user chose next. Answer with its letter \
+and nothing else."""
+
+
+def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:
+    """The messages of one choice.
+
+    Args:
+        profile: The user's profile.
+        titles: At most 26, in the order in which they are lettered.
+    """
+    options = [f"{letter}. {quote(title, 200)}" for letter, title in zip(string.ascii_uppercase, titles, strict=False)]
+    text = "\n".join(quote(line) for line in profile.splitlines())
+    return (
+        {"role": "system", "content": _TASK},
+        {"role": "user", "content": "\n".join(["USER", text, "", "ITEMS", *options, "", "Letter:"])},
+    )
+
+
+async def choose(
+    endpoint: Endpoint, profile: str, titles: Sequence[str], *, sampling: Sampling, ledger: Ledger | None
+) -> list[float]:
+    """How likely the model finds each item: log-probabilities of the letters, nan where one is not among the likeliest.
+
+    Args:
+        endpoint: What answers; it must give log-probabilities.
+        profile: The user's profile.
+        titles: The items.
+        sampling: With `max_tokens` 1 and log-probabilities.
+        ledger: Where finished generations are kept and looked up.
+
+    Raises:
+        EndpointError: The infrastructure's fault.
+        RatingError: No letter is among the likeliest tokens.
+    """
+    messages = choice_prompt(profile, titles)
+    if ledger is None:
+        completion = await endpoint.generate(messages, sampling)
+    else:
+        completion = await ledger.generate(endpoint, messages, sampling)
+    likely: dict[str, float] = {}
+    for token, logprob in completion.logprobs[0].top_logprobs if completion.logprobs else ():
+        likely[token.strip()] = max(logprob, likely.get(token.strip(), -math.inf))
+    scores = [likely.get(letter, math.nan) for letter in string.ascii_uppercase[: len(titles)]]
+    if all(map(math.isnan, scores)):
+        raise RatingError("no letter is among the likeliest tokens", text=completion.text)
+    return scores

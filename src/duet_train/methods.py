@@ -1,0 +1,92 @@
+"""The methods of an evaluation by name, and what they run on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from duet import ConfigurationError, Embedder, Endpoint, JointPrompt, Ledger, Recommender, Sampling
+from duet_train.baselines import (
+    KAR,
+    PALR,
+    HistoryOnly,
+    LettinGo,
+    Profiler,
+    Reason4Rec,
+    RLMRec,
+    TemplateProfiler,
+    duet_ladder,
+)
+
+
+@attrs.frozen(kw_only=True)
+class Tools:
+    """What every method of one evaluation shares.
+
+    Args:
+        endpoint: Gives the endpoint of a model or adapter; None is the one that was named for all.
+        recommender: Frozen.
+        judge: The recommender's endpoint, for next-item choice.
+        ledger: Where every finished generation is kept.
+        prompt: DUET's prompt; its limits hold for the baselines too.
+        sampling: Of the profiles.
+        constrained: Decode under grammars.
+        domain: What the items are, for KAR's factors.
+        embedder: For alignment and the whole catalogue; None leaves them out.
+        concurrency: Most calls under way.
+    """
+
+    endpoint: Callable[[str | None], Endpoint]
+    recommender: Recommender
+    judge: Endpoint
+    ledger: Ledger
+    prompt: JointPrompt
+    sampling: Sampling
+    constrained: bool
+    domain: str = "products"
+    embedder: Embedder | None = None
+    concurrency: int = 16
+
+
+# The ladder's rungs in the order of `duet_ladder`.
+LADDER = (
+    "duet-profiles-alone",
+    "duet-independent",
+    "duet-user-alone",
+    "duet-without-cue",
+    "duet-without-constructed-prompt",
+    "duet",
+)
+PROMPTED: dict[str, Any] = {"kar": KAR, "rlmrec": RLMRec, "palr": PALR, "lettingo": LettinGo, "reason4rec": Reason4Rec}
+METHODS = ("10h", "template", *PROMPTED, *LADDER)
+
+
+def build(name: str, tools: Tools) -> Profiler:
+    """The profiler of a method.
+
+    Args:
+        name: One of `METHODS`, or with a model or adapter as "duet@NAME".
+        tools: What it runs on.
+
+    Raises:
+        ConfigurationError: There is no such method.
+    """
+    method, _, model = name.partition("@")
+    if method not in METHODS:
+        raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    prompt = tools.prompt
+    limits = {"history_limit": prompt.history_limit, "evidence_limit": prompt.evidence_limit, "scale": prompt.scale}
+    limits["max_chars"] = prompt.schema.max_chars
+    if method == "10h":
+        return HistoryOnly()
+    if method == "template":
+        return TemplateProfiler(**limits)
+    endpoint = tools.endpoint(model or None)
+    shared: dict[str, Any] = {"sampling": tools.sampling, "ledger": tools.ledger, "constrained": tools.constrained}
+    if method in PROMPTED:
+        own = {"domain": tools.domain, "review_chars": prompt.review_chars}
+        profiler: Profiler = PROMPTED[method](endpoint, **shared, **limits, **own)
+        return profiler
+    return dict(zip(LADDER, duet_ladder(endpoint, prompt=prompt, **shared), strict=True))[method][1]

@@ -1,0 +1,85 @@
+"""The whole catalogue by embedding: the user's profile against every item, as LangPTune and BLUE measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from duet import Embedder, Item, JointProfile
+from duet_train.intervals import mean_interval
+from duet_train.profile_metrics import Alignment, alignment
+from duet_train.ranking_metrics import catalogue_metrics
+
+Floats = npt.NDArray[np.float64]
+
+CUTOFFS = (5, 10, 20)
+
+
+async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[], object], batch: int = 64) -> Floats:
+    """Unit vectors of the texts, one a row; a text that embeds to zero stays zero.
+
+    Args:
+        embedder: What turns texts into vectors.
+        texts: Any number.
+        step: Called after each batch.
+        batch: Texts asked for at once.
+    """
+    vectors: list[Sequence[float]] = []
+    for start in range(0, len(texts), batch):
+        vectors += await embedder.embed(texts[start : start + batch])
+        step()
+    matrix = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+
+
+def catalogue_figures(
+    users: Floats, items: Floats, positives: Sequence[int], seen: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Recall, precision, MRR and NDCG at 5, 10 and 20 over all items but those the user already had.
+
+    Args:
+        users: (rows, dimensions), unit vectors of the users' profiles.
+        items: (catalogue, dimensions), unit vectors of the items' texts.
+        positives: Index of the right item of each row.
+        seen: Indices of the items of each row's earlier history; the positive is ranked even if it is among them.
+    """
+    figures: dict[str, list[float]] = {}
+    for row, (positive, earlier) in enumerate(zip(positives, seen, strict=True)):
+        exclude = np.zeros(len(items), dtype=np.bool_)
+        exclude[list(earlier)] = True
+        exclude[positive] = False
+        found = catalogue_metrics(items @ users[row], [positive], CUTOFFS, exclude=exclude)
+        for k, metrics in found.items():
+            for name in ("recall", "precision", "mrr", "ndcg"):
+                figures.setdefault(f"{name}@{k}", []).append(getattr(metrics, name))
+    return {name: _interval(values) for name, values in figures.items()}
+
+
+def alignment_figures(users: Floats, items: Floats) -> dict[str, float]:
+    """Cosine of the two profiles of a row, of all other pairs, and the gap.
+
+    Args:
+        users: (rows, dimensions), unit vectors of the users' profiles.
+        items: (rows, dimensions), unit vectors of the items' profiles, row by row.
+    """
+    found: Alignment = alignment(users, items)
+    return {"matched": found.matched, "mismatched": found.mismatched, "gap": found.gap}
+
+
+def item_text(item: Item) -> str:
+    """What an item is embedded as: title and attributes, no reviews."""
+    return ". ".join([item.title or item.id, *(value for _, value in item.attributes)])
+
+
+def user_text(profile: JointProfile | None) -> str:
+    """What a user is embedded as: the profile's text."""
+    return profile.user.text if profile is not None and profile.user is not None else ""
+
+
+def _interval(values: Sequence[float]) -> Any:
+    found = mean_interval(np.asarray(values, dtype=np.float64))
+    return {"estimate": found.estimate, "low": found.low, "high": found.high, "units": found.units}

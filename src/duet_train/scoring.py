@@ -1,0 +1,143 @@
+"""Predictions to figures: errors with intervals, groups, and whether a method is personal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from duet import RatingScale
+from duet_train.intervals import Interval, PairedTest, mean_interval, paired_test, statistic_interval
+from duet_train.metrics import (
+    accuracy,
+    macro_f1,
+    round_half_up,
+    sentiments,
+    spearman,
+    weighted_f1,
+    within_user_rank_correlation,
+)
+
+Floats = npt.NDArray[np.float64]
+
+
+@attrs.frozen(kw_only=True)
+class Gold:
+    """What is known of the rows, one entry a row.
+
+    Args:
+        ratings: True ratings, in rating points.
+        users: Ids.
+        scale: Of the ratings.
+        history_lengths: Earlier rows of the user in the whole data.
+        variances: Of the user's earlier ratings, nan for fewer than two.
+        median: Of the training ratings: what a constant would answer.
+    """
+
+    ratings: Floats
+    users: Sequence[str]
+    scale: RatingScale
+    history_lengths: npt.NDArray[np.int64]
+    variances: Floats
+    median: float
+
+
+def rating_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
+    """Every figure of rating prediction; rows without a prediction count in the parse rate alone.
+
+    Args:
+        gold: What is known of the rows.
+        predicted: Rating points, nan where there is none.
+    """
+    valid = ~np.isnan(predicted)
+    truth, given = gold.ratings[valid], predicted[valid]
+    errors = np.abs(truth - given)
+    labels, guesses = round_half_up(truth, gold.scale), round_half_up(given, gold.scale)
+    figures: dict[str, Interval | float] = {
+        "parse_rate": float(valid.mean()) if valid.size else math.nan,
+        "mae": mean_interval(errors),
+        "rmse": mean_interval(errors**2, transform=np.sqrt),
+        "accuracy": mean_interval((labels == guesses).astype(np.float64)),
+        "macro_f1": statistic_interval(lambda rows: macro_f1(labels[rows], guesses[rows]), labels.size),
+        "weighted_f1": statistic_interval(lambda rows: weighted_f1(labels[rows], guesses[rows]), labels.size),
+        "spearman": statistic_interval(lambda rows: spearman(truth[rows], given[rows]), labels.size),
+    }
+    return {name: plain(figure) for name, figure in figures.items()} | {"sentiment": _sentiment(gold, truth, given)}
+
+
+def _sentiment(gold: Gold, truth: Floats, given: Floats) -> dict[str, Any]:
+    """Like, neutral, dislike (LettinGo), at the default thresholds."""
+    labels, guesses = sentiments(truth, gold.scale), sentiments(given, gold.scale)
+    return {"accuracy": accuracy(labels, guesses), "macro_f1": macro_f1(labels, guesses)}
+
+
+def personal_figures(gold: Gold, predicted: Floats, shuffled_users: Floats, shuffled_items: Floats) -> dict[str, Any]:
+    """Whether the figures come from this user and this item, or from the usual rating alone.
+
+    Args:
+        gold: What is known of the rows.
+        predicted: With the true pairing.
+        shuffled_users: With another row's user.
+        shuffled_items: With another row's item profile.
+
+    Returns:
+        ``gain_over_median``: MAE of the constant median less the method's. ``users`` and ``items``: MAE of the shuffled
+        pairing less that of the true one. ``personal``: true where the interval of ``users`` lies above zero.
+    """
+    constant = np.full_like(predicted, gold.median)
+    by_user = gain(gold.ratings, shuffled_users, predicted)
+    within = within_user_rank_correlation(
+        *(np.asarray(column)[~np.isnan(predicted)] for column in (gold.users, gold.ratings, predicted))
+    )
+    return {
+        "gain_over_median": plain(gain(gold.ratings, constant, predicted)),
+        "users": plain(by_user),
+        "items": plain(gain(gold.ratings, shuffled_items, predicted)),
+        "within_user": {"mean": within.mean, "users": within.users},
+        "personal": bool(by_user.difference.low > 0),
+    }
+
+
+def gain(truth: Floats, worse: Floats, better: Floats) -> PairedTest:
+    """The absolute error of `worse` less that of `better`, on the rows that both predict."""
+    both = ~(np.isnan(worse) | np.isnan(better))
+    return paired_test(np.abs(truth - worse)[both], np.abs(truth - better)[both])
+
+
+def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
+    """MAE by history length and by three groups of rating variance (DUET: stable to diverse)."""
+    return {
+        "history_length": _by_bounds(gold.ratings, predicted, gold.history_lengths.astype(np.float64), (5, 10, 30, 50)),
+        "variance": _by_bounds(gold.ratings, predicted, gold.variances, _terciles(gold.variances)),
+    }
+
+
+def _terciles(values: Floats) -> tuple[float, ...]:
+    known = values[~np.isnan(values)]
+    return tuple(np.unique(np.quantile(known, (1 / 3, 2 / 3))).tolist()) if known.size else ()
+
+
+def _by_bounds(truth: Floats, predicted: Floats, values: Floats, bounds: Sequence[float]) -> list[dict[str, Any]]:
+    groups = []
+    for low, high in zip((-math.inf, *bounds), (*bounds, math.inf), strict=True):
+        inside = (values > low) & (values <= high) & ~np.isnan(predicted)
+        if inside.any():
+            errors = np.abs(truth - predicted)[inside]
+            groups.append({"above": low, "up_to": high, "rows": int(inside.sum()), "mae": plain(mean_interval(errors))})
+    return groups
+
+
+def best_baseline(gold: Gold, baselines: Mapping[str, Floats]) -> str:
+    """The baseline of the lowest MAE."""
+    return min(baselines, key=lambda name: float(np.nanmean(np.abs(gold.ratings - baselines[name]))))
+
+
+def plain(figure: Interval | PairedTest | float) -> Any:
+    """A figure as JSON holds it."""
+    if isinstance(figure, float):
+        return figure
+    return attrs.asdict(figure)
