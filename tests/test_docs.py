@@ -14,6 +14,8 @@ import json
 import logging
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import attrs
 import pytest
 
+from duet import JointPrompt, ProfileSchema
 from duet.__main__ import _parser, main
 from duet.testing import FakeServer
 
@@ -30,6 +33,7 @@ PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
 NEEDS_SERVER = 'title="needs a server"'
 NEEDS_ENGINE = 'title="needs the embedded engine"'
 OUTPUT = 'title="Output"'
+TEST_FILE = re.compile(r'title="(test_\w+\.py)"')
 
 _FENCE = re.compile(r"^```(?P<language>\w+)(?P<attributes>[^\n]*)\n(?P<text>.*?)^```$", re.M | re.S)
 
@@ -107,11 +111,26 @@ def test_code_runs(page: Path, clean_folder: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     blocks = blocks_of(page)
     for block, following in itertools.zip_longest(blocks, blocks[1:]):
-        if block.language != "python":
+        if block.language != "python" or TEST_FILE.fullmatch(block.attributes):
             continue
         printed = run_block(block, page, namespace)
         if following is not None and following.attributes == OUTPUT and can_run(block):
             assert printed == following.text, f"{name_of(page)}, {block}"
+
+
+@pytest.mark.parametrize("page", with_blocks("python"))
+def test_test_files_pass(page: Path, clean_folder: Path) -> None:
+    """The test files that a page shows pass under pytest, in a folder that has nothing else."""
+    named = [(block, TEST_FILE.fullmatch(block.attributes)) for block in blocks_of(page, "python")]
+    (clean_folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", encoding="utf-8")
+    for block, name in named:
+        if name is not None:
+            (clean_folder / name[1]).write_text(block.text, encoding="utf-8")
+            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name[1]]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - as above
+            passed = len(re.findall(r"^async def test_", block.text, re.M))
+            assert done.returncode == 0, f"{name_of(page)}, {block}\n{done.stdout}"
+            assert f"{passed} passed" in done.stdout
 
 
 @pytest.mark.parametrize("page", with_blocks("console"))
@@ -176,6 +195,24 @@ def test_error_tree_is_drawn_as_in_the_source() -> None:
     errors = importlib.import_module("duet._errors")
     tree = inspect.cleandoc(errors.__doc__ or "").partition("::\n\n")[2].partition("\n\n")[0]
     assert inspect.cleandoc(tree) in (DOCS / "errors.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("record", [JointPrompt, ProfileSchema])
+def test_prompts_page_has_every_argument(record: type[attrs.AttrsInstance]) -> None:
+    """The page on prompts has a table for each of the two, with every argument once and no other."""
+    page = (DOCS / "prompts.md").read_text(encoding="utf-8")
+    table = page.partition(f"\n## `{record.__name__}`\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.M) == [field.name for field in attrs.fields(record)]
+
+
+def test_readme_lists_every_file() -> None:
+    """The tree of the README has every file of both packages once, folders as one entry, and no other."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```text\nsrc/duet/\n")[2].partition("```")[0]
+    for package, part in zip(("duet", "duet_train"), tree.split("src/duet_train/"), strict=True):
+        listed = re.findall(r"^  (\w+(?:\.py|/)) ", part, re.M)
+        entries = [path for path in (ROOT / "src" / package).iterdir() if path.name != "__pycache__"]
+        there = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path.name != "py.typed"]
+        assert sorted(listed) == sorted(there)
 
 
 def _files_of_data_page(folder: Path) -> Iterator[str]:

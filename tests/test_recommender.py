@@ -36,7 +36,7 @@ from duet import (
     Usage,
     User,
 )
-from duet._recommender import as_rating, cosine
+from duet._recommender import cosine, predicted
 from duet.testing import Answer, ConstantRecommender, FakeServer, ScriptedEndpoint
 
 pytestmark = pytest.mark.anyio
@@ -311,17 +311,39 @@ async def test_ledger_answers_the_second_time(tmp_path: Path, answer: Completion
 # A caller's own
 
 
+class Returns:
+    """A recommender that returns what it is given."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Any:
+        return self._value
+
+
 @pytest.mark.parametrize("value", [3, 3.5, Rating(3.5, text="mine")])
-def test_number_or_rating_is_taken(value: Rating | float) -> None:
+async def test_number_or_rating_is_taken(value: Rating | float) -> None:
     """A recommender may return a plain number or a Rating."""
-    assert as_rating(value) == (value if isinstance(value, Rating) else Rating(value))
+    expected = value if isinstance(value, Rating) else Rating(value)
+    assert await predicted(Returns(value), USER, ITEM, PROFILE) == expected
 
 
 @pytest.mark.parametrize("value", [None, "many", math.nan, math.inf, object()])
-def test_what_is_no_number_is_a_rating_error(value: Any) -> None:
+async def test_what_is_no_number_is_a_rating_error(value: Any) -> None:
     """What a recommender returns and is no finite number is a RatingError."""
     with pytest.raises(RatingError, match="no rating"):
-        as_rating(value)
+        await predicted(Returns(value), USER, ITEM, PROFILE)
+
+
+async def test_a_predict_that_is_not_async_is_a_configuration_error() -> None:
+    """A recommender whose predict is an ordinary function is refused with a sentence that says so."""
+
+    class Plain:
+        def predict(self, user: User, item: Item, profile: JointProfile | None) -> float:
+            return 3.0
+
+    with pytest.raises(ConfigurationError, match="must be async"):
+        await predicted(Plain(), USER, ITEM, PROFILE)  # type: ignore[arg-type]
 
 
 # Embeddings

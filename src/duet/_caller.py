@@ -176,8 +176,9 @@ class Exchange:
 
     async def drain(self) -> None:
         """Read what little may be left, so that the connection can be kept."""
+        self._ends = min(self._ends, anyio.current_time() + DRAIN_SECONDS)
         try:
-            while await self.read_chunk(DRAIN_SECONDS) is not None:
+            while await self.read_chunk() is not None:
                 pass
         except EndpointError:
             pass
@@ -187,7 +188,8 @@ class Exchange:
         try:
             return read(*args, **kwargs)
         except ProtocolViolation as exc:
-            raise self._unavailable(str(exc)) from exc
+            quoted = f": {self._caller.redacted(exc.body)[:200]}" if exc.body else ""
+            raise self._unavailable(f"{exc.what}{quoted}") from exc
         except ErrorObject as exc:
             raise self._typed(exc.code or 500, str(exc)) from None
 
@@ -204,14 +206,16 @@ class Exchange:
         if self.is_html or body.lstrip()[:1] == b"<":
             hint = "answered with a web page: does base_url end in the API's path (often /v1)?"
             return self._typed(status, hint, self._retry_after())
-        return self._typed(status, _message_of(body), self._retry_after())
+        hint = " (does base_url end in the API's path, often /v1?)" if status == 404 else ""
+        return self._typed(status, _message_of(body) + hint, self._retry_after())
 
     def _retry_after(self) -> float | None:
         return parse_retry_after(self._answer.headers, time.time())
 
     def _typed(self, status: int, message: str, retry_after: float | None = None) -> EndpointError:
-        kind = EndpointUnavailable if status >= 500 or status in _RETRIED_STATUSES else EndpointRejected
-        text = self._caller.redacted(f"{self.address}: status {status}: {message[:500]}")
+        passing = status in _RETRIED_STATUSES or (status >= 500 and status != 501)
+        kind = EndpointUnavailable if passing else EndpointRejected
+        text = f"{self.address}: status {status}: {self._caller.redacted(message)[:500]}"
         return kind(text, endpoint=self.address, status_code=status, retry_after=retry_after)
 
     def _unavailable(self, what: str) -> EndpointUnavailable:
@@ -254,4 +258,4 @@ def _message_of(body: bytes) -> str:
         error = read_error(load(body))
     except ProtocolViolation:
         error = None
-    return str(error) if error is not None else body[:500].decode("utf-8", "replace") or "no body"
+    return str(error) if error is not None else body.decode("utf-8", "replace") or "no body"

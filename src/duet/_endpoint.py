@@ -6,6 +6,7 @@ wire's.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -190,11 +191,12 @@ class _ChatEndpoint:
     async def _grammar(self, grammar: str, ends: float) -> dict[str, Any]:
         # llama.cpp and vLLM each ignore the other's field in silence, so the engine has to be known.
         if self._engine is None:
-            self._engine = await self._probe(ends)
-        fields = _GRAMMAR_FIELDS.get(self._engine)
+            self._engine = await self._caller.retrying(ends, functools.partial(self._probe, ends))
+        engine = str(self._engine)
+        fields = _GRAMMAR_FIELDS.get(engine)
         if fields is None:
             raise ConfigurationError(
-                f"{self._wire.address}: engine {self._engine!r} cannot decode under a grammar: leave it out, or use "
+                f"{self._wire.address}: engine {engine!r} cannot decode under a grammar: leave it out, or use "
                 "llama.cpp or vLLM"
             )
         return fields(grammar)

@@ -120,7 +120,7 @@ class Ledger:
         Raises:
             LedgerError: The file cannot be written.
         """
-        row = (digest, time.time(), model, _dump(list(messages)), _dump(attrs.asdict(completion)))
+        row = (digest, time.time(), model, _dump(list(messages)), _dump(_fields(completion)))
         insert = "INSERT INTO generations (digest, created, model, messages, completion) VALUES (?, ?, ?, ?, ?)"
         with anyio.CancelScope(shield=True):
             await self._run(lambda connection: connection.execute(insert, row))
@@ -187,6 +187,10 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
+def _fields(completion: Completion) -> dict[str, Any]:
+    return attrs.asdict(completion, filter=lambda field, value: field.name != "from_ledger")
+
+
 def _restore(fields: dict[str, Any]) -> Completion:
     usage = fields.pop("usage")
     logprobs = fields.pop("logprobs")
@@ -199,5 +203,6 @@ def _restore(fields: dict[str, Any]) -> Completion:
             )
             for entry in logprobs
         ),
+        from_ledger=True,
         **fields,
     )

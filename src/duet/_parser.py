@@ -92,7 +92,12 @@ class SectionParser:
             return {slot: self._done[slot] for slot in self._schema.slots}
         if finish_reason == "length" or self._tags is _THINKING:
             why = "inside <think>" if self._tags is _THINKING else f"before {missing[0]} was closed"
-            raise TruncatedCompletion(f"the completion was cut {why}: raise max_tokens", completion=self.completion)
+            advice = (
+                "raise max_tokens"
+                if self._done or self._side
+                else "raise max_tokens, or hold it to the form: constrained=True"
+            )
+            raise TruncatedCompletion(f"the completion was cut {why}: {advice}", completion=self.completion)
         end = f" (finish_reason {finish_reason!r})" if finish_reason not in (None, "stop") else ""
         raise MalformedCompletion(
             f"the completion lacks {', '.join(missing)}{end}", completion=self.completion, missing=missing
@@ -222,6 +227,7 @@ def joint_profile(sections: Mapping[Slot, str], completion: Completion, cues: Cu
         completion=completion.text,
         model=completion.model,
         usage=completion.usage,
+        from_ledger=completion.from_ledger,
     )
 
 

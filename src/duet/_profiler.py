@@ -119,6 +119,8 @@ class JointProfiler:
             return Outcome(index=index, user=user, item=item, error=exc)
 
     def _job(self, user: User, item: Item, cues: Cues | None) -> _Job:
+        if not (isinstance(user, User) and isinstance(item, Item)):
+            raise RecordError(f"a pair is a User and an Item, got {type(user).__name__} and {type(item).__name__}")
         schema = self._prompt.schema_for(cues)
         sampling = self._sampling.under_grammar(schema.grammar()) if self._constrained else self._sampling
         return _Job(self._prompt.render(user, item, cues=cues), sampling, schema)

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict
 
 import attrs
 
-from duet._errors import ConfigurationError
+from duet._errors import ConfigurationError, RecordError
 from duet._records import Cues, Interaction, Item, JointProfile, RatingScale, User
 from duet._schema import ProfileSchema
 
@@ -162,6 +162,7 @@ class JointPrompt:
         if name := quote(user.name or "", 200):
             lines.append(f"name: {name}")
         shown = _latest(user.history, self.history_limit)
+        _check_scale(shown, self.scale, "history")
         if not shown:
             return [*lines, _NO_HISTORY]
         head = f"{self._heading('Ratings by this user', shown, user.history)}, oldest first:"
@@ -171,6 +172,7 @@ class JointPrompt:
         lines = ["ITEM", f"title: {quote(item.title or '', 200) or 'unknown title'}"]
         lines += [f"{quote(key, 60)}: {text}" for key, value in item.attributes if (text := quote(value, 300))]
         shown = _latest(item.evidence, self.evidence_limit)
+        _check_scale(shown, self.scale, "evidence")
         if not shown:
             return [*lines, _NO_EVIDENCE]
         head = f"{self._heading('Ratings by other users', shown, item.evidence)}, oldest first:"
@@ -208,6 +210,14 @@ class CuePrompt(JointPrompt):
 
 def _latest(rows: Sequence[Interaction], limit: int) -> Sequence[Interaction]:
     return rows[-limit:] if limit else ()
+
+
+def _check_scale(rows: Sequence[Interaction], scale: RatingScale, field: str) -> None:
+    for row in rows:
+        if row.rating not in scale:
+            raise RecordError(
+                f"{field} holds a rating of {row.rating:g}, off the prompt's scale of {scale}: pass scale=", field=field
+            )
 
 
 RatingMode = Literal["expected", "decimal", "integer"]
@@ -270,6 +280,7 @@ class RatingPrompt:
         if profile is not None and profile.user is not None:
             parts.append(_paragraph(profile.user.text))
         recent = _latest(user.history, self.recent)
+        _check_scale(recent, self.scale, "history")
         if recent:
             parts += ["Most recent ratings, oldest first:", *_rows(recent, self.review_chars, titled=True)]
         if len(parts) == 1:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from duet._concurrency import map_unordered
 from duet._profiler import JointProfiler
-from duet._recommender import Recommender, as_rating
+from duet._recommender import Recommender, predicted
 from duet._records import Candidate, Item, User
 
 
@@ -45,7 +45,7 @@ def rank(
         except Exception as exc:
             return Candidate(index=index, item=item, error=exc)
         try:
-            rating = as_rating(await recommender.predict(user, item, profile))
+            rating = await predicted(recommender, user, item, profile)
         except Exception as exc:
             return Candidate(index=index, item=item, profile=profile, error=exc)
         return Candidate(index=index, item=item, profile=profile, rating=rating)

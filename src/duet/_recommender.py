@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -31,18 +32,23 @@ class Recommender(Protocol):
         """
 
 
-def as_rating(predicted: Rating | float) -> Rating:
-    """What a recommender returned, as a record.
+async def predicted(recommender: Recommender, user: User, item: Item, profile: JointProfile | None) -> Rating:
+    """What a recommender predicts, as a record.
 
     Raises:
-        RatingError: It is no finite number.
+        ConfigurationError: Its `predict` is not async.
+        RatingError: It returned no finite number.
     """
-    if isinstance(predicted, Rating):
-        return predicted
+    answer = recommender.predict(user, item, profile)
+    if not inspect.isawaitable(answer):
+        raise ConfigurationError(f"{type(recommender).__name__}.predict must be async: it returned {answer!r:.80}")
+    rating = await answer
+    if isinstance(rating, Rating):
+        return rating
     try:
-        return Rating(predicted)
+        return Rating(rating)
     except RecordError:
-        raise RatingError(f"the recommender returned {predicted!r}, no rating", text=repr(predicted)) from None
+        raise RatingError(f"the recommender returned {rating!r:.80}, no rating", text=repr(rating)) from None
 
 
 class LLMRecommender:
@@ -71,7 +77,7 @@ class LLMRecommender:
     ) -> None:
         self._endpoint = endpoint
         self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent)
-        self._scale = scale
+        self.scale: RatingScale = scale
         self._ledger = ledger
         # OpenAI's reasoning models refuse max_tokens, so a limit under the other name is left as it is.
         limited = sampling.max_tokens or sampling.max_completion_tokens
@@ -100,7 +106,7 @@ class LLMRecommender:
         completion = await read_through(self._ledger, self._endpoint, messages, self._sampling)
         if self._labels:
             return expected_rating(completion, self._labels)
-        return Rating(parse_rating(completion.text, self._scale), text=completion.text, usage=completion.usage)
+        return Rating(parse_rating(completion.text, self.scale), text=completion.text, usage=completion.usage)
 
 
 def expected_rating(completion: Completion, labels: dict[str, int]) -> Rating:
@@ -157,7 +163,7 @@ class EmbeddingRecommender:
         if not -1 <= low < high <= 1:
             raise ConfigurationError(f"need -1 <= low < high <= 1, got low={low:g} and high={high:g}")
         self._embedder = embedder
-        self._scale = scale
+        self.scale: RatingScale = scale
         self._low = low
         self._high = high
 
@@ -180,7 +186,7 @@ class EmbeddingRecommender:
         )
         similarity = cosine(*await self._embedder.embed(texts))
         share = (similarity - self._low) / (self._high - self._low)
-        return Rating(self._scale.minimum + min(max(share, 0.0), 1.0) * self._scale.range)
+        return Rating(self.scale.minimum + min(max(share, 0.0), 1.0) * self.scale.range)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

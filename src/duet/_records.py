@@ -373,6 +373,7 @@ class Completion:
         usage: Tokens spent.
         logprobs: One entry a token where they were asked for.
         reasoning: What the endpoint split off (``reasoning_content``).
+        from_ledger: True where it was not asked for now: its usage was paid before.
     """
 
     text: str = attrs.field(repr=False)
@@ -381,6 +382,7 @@ class Completion:
     usage: Usage | None = attrs.field(default=None, kw_only=True)
     logprobs: tuple[TokenLogprob, ...] = attrs.field(default=(), kw_only=True, repr=_count)
     reasoning: str = attrs.field(default="", kw_only=True, repr=False)
+    from_ledger: bool = attrs.field(default=False, kw_only=True, eq=False)
 
 
 @attrs.frozen
@@ -421,6 +423,7 @@ class JointProfile:
         completion: The whole text as it came: `RewardEnv.score` takes it.
         model: Model name as the endpoint reports it.
         usage: Tokens spent.
+        from_ledger: True where the completion was not asked for now: its usage was paid before.
     """
 
     user: Profile | None = None
@@ -428,6 +431,7 @@ class JointProfile:
     completion: str = attrs.field(default="", repr=False)
     model: str = ""
     usage: Usage | None = None
+    from_ledger: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen

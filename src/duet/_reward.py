@@ -36,6 +36,9 @@ class RewardEnv:
         format_penalty: float = -1.0,
         strict_paper: bool = False,
     ) -> None:
+        for term in [terms] if hasattr(terms, "score") else terms:
+            if not hasattr(term, "name") or terms is term:
+                raise ConfigurationError("terms must be a sequence of reward terms, as in [RatingReward(recommender)]")
         names = [term.name for term in terms]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"a RewardEnv needs terms of different names, got {names!r}")
@@ -66,6 +69,11 @@ class RewardEnv:
         """
         if len(completions) != len(examples):
             raise ConfigurationError(f"{len(completions)} completions for {len(examples)} examples")
+        for completion in completions:
+            if not isinstance(completion, str):
+                raise ConfigurationError(
+                    f"completions must be str, got {type(completion).__name__}: a profile's is .completion"
+                )
         rewards: list[Reward | None] = []
         profiles, kept = [], []
         for completion, example in zip(completions, examples, strict=True):

@@ -19,7 +19,17 @@ _LF, _CR = b"\n\r"  # as numbers: looking for a byte is six times cheaper than l
 
 
 class ProtocolViolation(Exception):
-    """The body is not what it should be; the endpoint gives it a name and a type."""
+    """The body is not what it should be; the endpoint gives it a name and a type.
+
+    Attributes:
+        what: What is wrong.
+        body: Where, to be quoted once no secret is in it.
+    """
+
+    def __init__(self, what: str, body: object = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.body = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
 
 
 class ErrorObject(Exception):
@@ -157,7 +167,7 @@ class ChatDecoder:
                 if not self._model:
                     self._model = _text(chunk.get("model"))
         except (AttributeError, KeyError, TypeError, IndexError, ValueError) as exc:
-            raise ProtocolViolation(f"an event that is no chat-completion chunk: {chunk!r:.200}") from exc
+            raise ProtocolViolation("an event that is no chat-completion chunk", chunk) from exc
         return "".join(self._text[before:])
 
     def _choice(self, choice: dict[str, Any]) -> None:
@@ -183,9 +193,9 @@ def load(payload: bytes) -> dict[str, Any]:
     try:
         value = jiter.from_json(payload)
     except ValueError as exc:
-        raise ProtocolViolation(f"malformed JSON: {payload[:200]!r}") from exc
+        raise ProtocolViolation("malformed JSON", payload) from exc
     if not isinstance(value, dict):
-        raise ProtocolViolation(f"not a JSON object: {payload[:200]!r}")
+        raise ProtocolViolation("not a JSON object", payload)
     return value
 
 
@@ -213,7 +223,7 @@ def read_completion(body: bytes, prompt_chars: int = 0) -> Completion:
             reasoning=_text(message.get("reasoning_content") or message.get("reasoning")),
         )
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as exc:
-        raise ProtocolViolation(f"not a chat completion: {body[:200]!r}") from exc
+        raise ProtocolViolation("not a chat completion", body) from exc
 
 
 def read_embeddings(body: bytes, expected: int) -> list[Sequence[float]]:
@@ -230,7 +240,7 @@ def read_embeddings(body: bytes, expected: int) -> list[Sequence[float]]:
         rows = sorted(answer["data"], key=lambda row: row["index"])
         vectors: list[Sequence[float]] = [[float(value) for value in row["embedding"]] for row in rows]
     except (KeyError, TypeError, ValueError) as exc:
-        raise ProtocolViolation(f"not an embeddings answer: {body[:200]!r}") from exc
+        raise ProtocolViolation("not an embeddings answer", body) from exc
     if [row["index"] for row in rows] != list(range(expected)) or len({len(vector) for vector in vectors}) > 1:
         raise ProtocolViolation(f"{len(rows)} embeddings for {expected} inputs, or of several lengths")
     return vectors
@@ -284,4 +294,4 @@ def _raise_error(body: Mapping[str, Any]) -> None:
     if error is not None:
         raise error
     if not body.keys() & {"usage", "object", "id", "model"}:
-        raise ProtocolViolation(f"neither choices nor an error: {str(body)[:200]}")
+        raise ProtocolViolation("neither choices nor an error", body)

@@ -10,7 +10,8 @@ import attrs
 
 from duet._concurrency import map_unordered
 from duet._errors import ConfigurationError
-from duet._recommender import Recommender, as_rating
+from duet._log import log
+from duet._recommender import Recommender, predicted
 from duet._records import Example, JointProfile, Rating, RatingScale
 
 
@@ -55,7 +56,8 @@ class RatingReward:
     """How close a frozen recommender comes with the profile: 1 − |r − r̂| / range, from 0 to 1 (DUET, "Reward").
 
     Args:
-        recommender: Reads the profiles and predicts. A prediction beyond the scale counts as its end.
+        recommender: Reads the profiles and predicts. A prediction beyond the scale counts as its end; one that has a
+            `scale` of its own must have the example's.
         weight: Factor in the sum.
         concurrency: Most predictions under way.
     """
@@ -89,11 +91,20 @@ class RatingReward:
     async def _score_one(self, index: int, pair: tuple[JointProfile, Example]) -> tuple[int, TermScore]:
         profile, example = pair
         try:
-            rating = as_rating(await self._recommender.predict(example.user, example.item, profile))
+            self._check_scale(example)
+            rating = await predicted(self._recommender, example.user, example.item, profile)
         except Exception as exc:
+            log().warning("prediction.failed", index=index, error=type(exc).__name__)
             return index, TermScore(None, error=exc)
         distance = abs(example.rating - example.scale.clip(rating.value))
         return index, TermScore(1 - distance / example.scale.range, rating=rating)
+
+    def _check_scale(self, example: Example) -> None:
+        scale = getattr(self._recommender, "scale", example.scale)
+        if scale != example.scale:
+            raise ConfigurationError(
+                f"the recommender predicts on {scale}, the example is on {example.scale}: pass scale="
+            )
 
 
 @attrs.frozen

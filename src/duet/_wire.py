@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self
@@ -14,9 +15,15 @@ import attrs
 
 from duet._errors import ConfigurationError
 
+MAX_INFLATED_BYTES = 16 * 1024 * 1024
+
 _SECRET = re.compile("key|token|auth|secret|cookie", re.I)
 # By name, so that none of these has to be imported here. openai ≥ 3 reads through httpx2.
 _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2"})
+
+_STALE = frozenset({"ServerDisconnectedError", "ClientOSError", "ReadError", "WriteError"})
+_NO_CONNECTION = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectError"})
+_NO_CONNECTION_YET = frozenset({"ConnectionTimeoutError", "ConnectTimeout"})
 
 
 class WireFailure(Exception):
@@ -79,21 +86,36 @@ def public_address(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise ConfigurationError, without the value, where a header holds what none can."""
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()):
+            what = "api_key" if name == "authorization" else f"the header {name!r}"
+            raise ConfigurationError(
+                f"{what} holds characters that no HTTP header can: a line break at its end, perhaps?"
+            )
+
+
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes "?"."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
-    """The values of headers whose names speak of a secret, without "Bearer" and the like."""
-    return tuple(value.split()[-1] for name, value in headers.items() if _SECRET.search(name) and value.strip())
+    """The values of headers whose names speak of a secret, without "Bearer" and the like.
+
+    Values of fewer than eight characters are no secrets, but the placeholders that local servers are given.
+    """
+    named = (value.split()[-1] for name, value in headers.items() if _SECRET.search(name) and value.strip())
+    return tuple(value for value in named if len(value) >= 8)
 
 
 class Chunks:
-    """The bytes of a body as a library yields them; what breaks below HTTP becomes a WireFailure."""
+    """The bytes of a body as a library yields them undecoded; what breaks below HTTP becomes a WireFailure."""
 
-    def __init__(self, source: AsyncIterable[bytes]) -> None:
+    def __init__(self, source: AsyncIterable[bytes], encoding: str = "") -> None:
         self._source = source.__aiter__()
+        self._decode = _decoder(encoding)
         self._over = False
 
     def __aiter__(self) -> Self:
@@ -101,14 +123,15 @@ class Chunks:
 
     async def __anext__(self) -> bytes:
         try:
-            return await self._source.__anext__()
+            chunk = await self._source.__anext__()
         except StopAsyncIteration:
             self._over = True
             raise
         except Exception as exc:
             if not is_wire_failure(exc):
                 raise
-            raise failure_of(exc) from exc
+            raise WireFailure(str(failure_of(exc))) from exc  # its head arrived, so the connection was not stale
+        return chunk if self._decode is None else self._decode(chunk)
 
     async def aclose(self) -> None:
         """Give up the rest.
@@ -124,6 +147,30 @@ class Chunks:
                 await self.__anext__()
 
 
+def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+    """What undoes an encoding that was not asked for; a chunk never grows beyond a limit.
+
+    Raises:
+        WireFailure: The encoding is unknown.
+    """
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in ("gzip", "deflate"):
+        raise WireFailure(f"an answer encoded as {encoding!r}, which was not asked for")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
+
+    def decode(chunk: bytes) -> bytes:
+        try:
+            text = inflate.decompress(chunk, MAX_INFLATED_BYTES)
+        except zlib.error as exc:
+            raise WireFailure(f"broken {encoding}: {exc}") from exc
+        if inflate.unconsumed_tail:
+            raise WireFailure(f"{encoding} that grows without end")
+        return text
+
+    return decode
+
+
 def is_wire_failure(exc: Exception) -> bool:
     """True for what the operating system or an HTTP library raises."""
     return isinstance(exc, OSError) or type(exc).__module__.partition(".")[0] in _HTTP_LIBRARIES
@@ -134,5 +181,10 @@ def failure_of(exc: BaseException) -> WireFailure:
     # httpx-aiohttp reports a closed connection as ConnectTimeout; what really happened is the cause.
     cause = exc.__cause__ if type(exc.__cause__).__module__.startswith("aiohttp") else exc
     name = type(cause).__name__
-    stale = name in ("ServerDisconnectedError", "RemoteProtocolError", "ClientOSError")
+    if name in _NO_CONNECTION:
+        return WireFailure(f"cannot connect, is the server running? ({getattr(cause, 'os_error', cause)})")
+    if name in _NO_CONNECTION_YET:
+        return WireFailure("cannot connect: the deadline for connecting is over")
+    silent = "without sending a response" in str(cause)
+    stale = name in _STALE or (name == "RemoteProtocolError" and silent)
     return WireFailure(f"{name}: {cause}" if str(cause) else name, stale=stale)

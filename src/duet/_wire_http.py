@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import httpx
 
-from duet._wire import Answer, Chunks, encode, failure_of, is_wire_failure, public_address, secrets_of
+from duet._wire import Answer, Chunks, check_headers, encode, failure_of, is_wire_failure, public_address, secrets_of
 
 KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 
@@ -16,9 +17,8 @@ KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 
 class HTTPWire:
     """httpx over aiohttp's transport on asyncio, over its own on trio.
 
-    A transport belongs to the event loop that first used it; on another loop a new one is opened. Requests go straight
-    to the transport: `httpx.AsyncClient` adds cookies, redirects and auth flows that nothing here wants, at a cost per
-    call.
+    Each event loop has a transport of its own, closed with the loop at the latest. Requests go straight to the
+    transport: `httpx.AsyncClient` adds cookies, redirects and auth flows that nothing here wants, at a cost per call.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, headers: Mapping[str, str], verify: Any) -> None:
@@ -26,10 +26,10 @@ class HTTPWire:
         self._headers = {"accept-encoding": "identity", "user-agent": "duet", **headers}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
+        check_headers(self._headers)
         self.secrets = secrets_of(self._headers)
         self._verify = verify
-        self._transport: httpx.AsyncBaseTransport | None = None
-        self._loop: object = None
+        self._opened: WeakKeyDictionary[object, _Opened] = WeakKeyDictionary()
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         request = httpx.Request(
@@ -39,33 +39,48 @@ class HTTPWire:
             content=None if body is None else encode(body),
             extensions={"timeout": {"connect": connect}},
         )
-        transport = self._current_transport()
+        transport = await self._current_transport()
         try:
             response = await transport.handle_async_request(request)
         except Exception as exc:
             if not is_wire_failure(exc):
                 raise
             raise failure_of(exc) from exc
-        body_stream = response.stream
-        if "content-encoding" in response.headers or not isinstance(body_stream, httpx.AsyncByteStream):
-            return Answer(response.status_code, response.headers, Chunks(response.aiter_bytes()), response.aclose)
-        # The bare stream skips the bookkeeping of aiter_bytes, which only an encoding that was not asked for needs.
-        return Answer(response.status_code, response.headers, Chunks(body_stream), response.aclose)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        chunks = Chunks(response.stream, response.headers.get("content-encoding", ""))
+        return Answer(response.status_code, response.headers, chunks, response.aclose)
 
     async def aclose(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None and self._loop is _running_loop():
-            await transport.aclose()
+        opened = self._opened.pop(_running_loop(), None)
+        if opened is not None:
+            await opened.closer.aclose()
 
-    def _current_transport(self) -> httpx.AsyncBaseTransport:
+    async def _current_transport(self) -> httpx.AsyncBaseTransport:
         loop = _running_loop()
-        if self._transport is None or self._loop is not loop:
-            self._loop = loop
+        opened = self._opened.get(loop)
+        if opened is None:
             # A context that loads the system's certificates costs 20 ms; plain http has no use for one.
             verify = self._verify if self.address.startswith("https:") else False
             on_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
-            self._transport = _aiohttp_transport(verify) if on_asyncio else _httpcore_transport(verify)
-        return self._transport
+            opened = _Opened(_aiohttp_transport(verify) if on_asyncio else _httpcore_transport(verify))
+            self._opened[loop] = opened
+            await anext(opened.closer)
+        return opened.transport
+
+
+class _Opened:
+    """A transport, and a generator that closes it: an event loop closes its generators when it ends."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.transport = transport
+        self.closer = _closing(transport)
+
+
+async def _closing(transport: httpx.AsyncBaseTransport) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        await transport.aclose()
 
 
 def _running_loop() -> object:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+import jiter
 import openai
 
-from duet._wire import Answer, Chunks, failure_of
+from duet._wire import Answer, Chunks, WireFailure, encode, failure_of, secrets_of
 
 
 class OpenAIWire:
@@ -18,37 +20,43 @@ class OpenAIWire:
 
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client.with_options(max_retries=0)
-        self.address = str(client.base_url).split("?")[0].rstrip("/")
-        self.secrets = (client.api_key,) if client.api_key else ()
+        self.address = _without_user(str(client.base_url))
+        self.secrets: tuple[str, ...] = secrets_of({"api-key": client.api_key} if client.api_key else {})
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         try:
-            manager = self._request(path, body)
-            response = await manager.__aenter__()
+            response = await self._request(path, body)
         except openai.APIStatusError as exc:
+            self.secrets = secrets_of(exc.request.headers)
             return _whole_answer(exc.response.status_code, exc.response.headers, exc.response.content)
         except openai.APIConnectionError as exc:
             raise failure_of(exc.__cause__ or exc) from exc
-
-        async def close() -> None:
-            await manager.__aexit__(None, None, None)
-
-        return Answer(response.status_code, response.headers, Chunks(response.iter_bytes()), close)
+        except RuntimeError as exc:
+            if "loop is closed" not in str(exc):
+                raise
+            raise WireFailure("the client belongs to an event loop that has ended: make one for each loop") from exc
+        answer = response.http_response
+        self.secrets = secrets_of(answer.request.headers)
+        chunks = Chunks(answer.aiter_raw(), answer.headers.get("content-encoding", ""))
+        return Answer(answer.status_code, answer.headers, chunks, response.close)
 
     async def aclose(self) -> None:
         """Nothing: the client is the caller's."""
 
-    def _request(self, path: str, body: Mapping[str, Any] | None) -> Any:
+    async def _request(self, path: str, body: Mapping[str, Any] | None) -> Any:
+        headers = {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}
+        options: Any = {"headers": headers, "follow_redirects": False}
         if body is None:
-            return self._client.models.with_streaming_response.list()
-        own = {"model": body["model"], "extra_body": body}
-        if path == "embeddings":
-            return self._client.embeddings.with_streaming_response.create(
-                input=body["input"], encoding_format="float", **own
-            )
-        return self._client.chat.completions.with_streaming_response.create(
-            messages=body["messages"], stream=body.get("stream", False), **own
-        )
+            return await self._client.get(f"/{path}", cast_to=object, options=options)
+        # Through our own encoder, since the SDK's fails on half a surrogate pair.
+        clean = jiter.from_json(encode(body))
+        streamed: Any = {"stream": True, "stream_cls": openai.AsyncStream[object]} if body.get("stream") else {}
+        return await self._client.post(f"/{path}", cast_to=object, body=clean, options=options, **streamed)
+
+
+def _without_user(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _whole_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -131,7 +131,7 @@ def read_keywords(text: str, items: int) -> dict[int, str]:
     """The keywords of each numbered item; items that the answer passes over are not in it."""
     found: dict[int, str] = {}
     for match in filter(None, map(_NUMBERED.match, text.splitlines())):
-        number, words = int(match[1]), match[2].strip()
+        number, words = int(match[1]), match[2].replace("*", "").strip()
         if 1 <= number <= items and any(map(str.isalpha, words)):
             found.setdefault(number, words)
     return found

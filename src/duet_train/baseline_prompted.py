@@ -72,6 +72,8 @@ class PromptedProfiler:
         ConfigurationError: The domain is unknown, or a number cannot work.
     """
 
+    name: ClassVar[str]
+
     endpoint: Endpoint
     sampling: Sampling = attrs.field(default=Sampling(max_tokens=896), kw_only=True)
     ledger: Ledger | None = attrs.field(default=None, kw_only=True)

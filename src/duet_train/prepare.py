@@ -1,13 +1,11 @@
 """``python -m duet_train prepare``: a log of ratings in, splits and examples out.
 
-Everything runs in DuckDB on disk within ``--memory``, so a log may be larger than memory, texts included. It runs in a
-thread, since that is what can be stopped at once, and what leaves the main thread free to show how far it is.
+Everything runs in DuckDB on disk within ``--memory``, so a log may be larger than memory, texts included.
 """
 
 from __future__ import annotations
 
 import argparse
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,15 +13,14 @@ from typing import Any
 
 import attrs
 import duckdb
-from tqdm import tqdm
 
-from duet import ConfigurationError, RatingScale, RecordError
+from duet import RatingScale, RecordError
 from duet_train.data.formats import FORMATS
-from duet_train.data.pipeline import STEPS, build, connect, workplace
+from duet_train.data.pipeline import build, connect, workplace
 from duet_train.data.settings import HISTORIES, SPLITS, Settings
+from duet_train.data.watch import Watch
 
 _DEFAULTS = Settings()
-_TICK = 0.2  # seconds between two looks at the work
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +141,7 @@ def prepare(
             format_name=format_name,
             inputs=inputs,
         )
-        manifest: dict[str, Any] = _Watch(db, memory, show=progress).over(work)
+        manifest: dict[str, Any] = Watch(db, memory=memory, show=progress).over(work)
         return manifest
 
 
@@ -159,72 +156,6 @@ def summary(manifest: Mapping[str, Any], out: Path) -> str:
         shown = f", {split['examples']:,} examples" if "examples" in split else ""
         lines.append(f"{name:>10}: {split['rows']:,} rows{shown}")
     return "\n".join(lines)
-
-
-class _Watch:
-    """Runs work on a connection in a thread, with a bar, and stops it on an interrupt."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection, memory: str, *, show: bool) -> None:
-        self._db = db
-        self._memory = memory
-        self._show = show
-        self._step = ""
-        self._stopped = False
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def over(self, work: Callable[..., Any]) -> Any:
-        """The result of ``work(begin=…)``."""
-        thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        thread.start()
-        try:
-            self._show_until_done(thread)
-        except BaseException:
-            self._stopped = True
-            self._db.interrupt()
-            thread.join()
-            raise
-        if self._error is not None:
-            raise self._explained(self._error)
-        return self._result
-
-    def _run(self, work: Callable[..., Any]) -> None:
-        try:
-            self._result = work(begin=self._begin)
-        except BaseException as exc:  # handed to the main thread, which raises it
-            self._error = exc
-
-    def _begin(self, step: str) -> None:
-        if self._stopped:
-            raise KeyboardInterrupt
-        self._step = step
-
-    def _show_until_done(self, thread: threading.Thread) -> None:
-        with tqdm(total=len(STEPS), disable=not self._show, unit="step", mininterval=_TICK) as bar:
-            while thread.is_alive():
-                thread.join(_TICK)
-                if self._step:
-                    bar.set_description(self._step, refresh=False)
-                    bar.n = STEPS.index(self._step)
-                    bar.set_postfix_str(self._part(), refresh=True)
-            if self._error is None:
-                bar.n = bar.total
-
-    def _part(self) -> str:
-        """How far the statement at work is, where DuckDB can tell."""
-        percent = self._db.query_progress()
-        return f"{percent:.0f} %" if 0 <= percent <= 100 else ""
-
-    def _explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, duckdb.OutOfMemoryException):
-            reason = f"out of memory with --memory {self._memory}: give it more, or fewer --threads"
-        elif isinstance(error, duckdb.IOException | OSError):
-            reason = " ".join(str(error).split())[:400]
-        else:
-            return error
-        explained = ConfigurationError(f"{self._step}: {reason}")
-        explained.__cause__ = error
-        return explained
 
 
 def _scale(text: str) -> RatingScale:

@@ -41,8 +41,8 @@ def install(db: duckdb.DuckDBPyConnection) -> None:
 
     Python sees only texts that hold something to clean, since a call costs a hundred times the test for it.
     """
-    db.create_function("python_clean", clean, ["VARCHAR"], "VARCHAR")  # type: ignore[list-item, arg-type]
-    db.create_function("cleaned_attributes", clean_attributes, ["VARCHAR"], "VARCHAR")  # type: ignore[list-item, arg-type]
+    db.create_function("python_clean", clean, ["VARCHAR"], "VARCHAR")
+    db.create_function("cleaned_attributes", clean_attributes, ["VARCHAR"], "VARCHAR")
     db.execute(_CLEANED)
 
 

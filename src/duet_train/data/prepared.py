@@ -293,7 +293,9 @@ def _instant(timestamp: float | None) -> datetime | None:
 
 
 def _store_requests(db: duckdb.DuckDBPyConnection, requests: Sequence[ItemRequest]) -> None:
-    db.execute("CREATE TABLE requests (request BIGINT, item_id VARCHAR, before DOUBLE, exclude_user VARCHAR, split VARCHAR)")
+    db.execute(
+        "CREATE TABLE requests (request BIGINT, item_id VARCHAR, before DOUBLE, exclude_user VARCHAR, split VARCHAR)"
+    )
     rows = [
         (place, one.item_id, None if one.before is None else one.before.timestamp(), one.exclude_user, one.split)
         for place, one in enumerate(requests)

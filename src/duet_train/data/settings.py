@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import attrs
@@ -13,6 +14,10 @@ Histories = Literal["prequential", "train-only"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 HISTORIES: tuple[Histories, ...] = get_args(Histories)
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 @attrs.frozen(kw_only=True)
@@ -38,7 +43,7 @@ class Settings:
 
     core: int = 5
     split: Split = "global-time"
-    ratios: tuple[float, float, float] = attrs.field(default=(8.0, 1.0, 1.0), converter=lambda values: tuple(values))
+    ratios: tuple[float, ...] = attrs.field(default=(8.0, 1.0, 1.0), converter=_floats)
     histories: Histories = "prequential"
     history: int = 10
     recent: int = 0

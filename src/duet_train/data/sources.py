@@ -10,7 +10,9 @@ import glob
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -54,12 +56,19 @@ def is_csv(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(".csv")
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> TextIO:
-    """A text file, gzipped or not, with its line ends as they are."""
-    existing(path)
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, errors="replace", newline="")
-    return path.open(encoding=encoding, errors="replace", newline="")
+@contextmanager
+def open_text(path: Path, encoding: str = "utf-8") -> Iterator[TextIO]:
+    """A text file, gzipped or not, with its line ends as they are.
+
+    Raises:
+        ConfigurationError: It is missing, or cannot be read to where the caller reads it.
+    """
+    opener = gzip.open if existing(path).suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding=encoding, errors="replace", newline="") as text:
+            yield text
+    except (OSError, EOFError, zlib.error) as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc}") from exc
 
 
 @attrs.frozen
