@@ -188,7 +188,7 @@ async def test_embeddings_tell_texts_apart() -> None:
 async def test_engine_lasts_as_long_as_its_block() -> None:
     """`engine` gives an endpoint, and frees the port at the end of the block."""
     async with local.engine(context=256) as endpoint:
-        completion = await endpoint.generate(HELLO, Sampling(max_tokens=2))
+        completion = await endpoint.generate(HELLO, Sampling(max_tokens=8, temperature=0))
         where = urlsplit(repr(endpoint).split("'")[1])
     assert completion.text
     assert not is_open((str(where.hostname), int(where.port or 0)))

@@ -7,6 +7,7 @@ interrupt. Data goes to stdout, talk to stderr.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from duet._errors import ConfigurationError, DuetError, MissingExtraError, Recor
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a stand-in
     try:
         return int(anyio.run(args.run, args))
     except (ConfigurationError, MissingExtraError, RecordError) as exc:
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read stdout has left; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as exc:
+        print(f"duet {args.command}: {exc}", file=sys.stderr)
         return 1
 
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import attrs
 
 from duet._cli import add_arguments, open_endpoint, read_data, read_options
-from duet._dataset import Dataset, instant, read_lines, required
+from duet._dataset import Dataset, identifier, instant, read_lines
 from duet._errors import ConfigurationError, RecordError
 from duet._ledger import Ledger
 from duet._profiler import JointProfiler, Pair
@@ -36,6 +36,8 @@ async def run(args: argparse.Namespace) -> int:
     """Run the command; the exit code."""
     from tqdm import tqdm
 
+    if args.concurrency < 1:
+        raise ConfigurationError(f"--concurrency must be at least 1, got {args.concurrency}")
     data = read_data(args.data)
     options = read_options(args, data)
     pairs = [_pair(fields, where, data) for fields, where in read_lines(args.pairs)]
@@ -79,7 +81,7 @@ def line_of(outcome: Outcome) -> dict[str, Any]:
 def _pair(fields: dict[str, Any], where: str, data: Dataset) -> Pair:
     """The pair of one line, with what lies strictly before its time; without one, with all there is."""
     try:
-        user_id, item_id = str(required(fields, "user_id")), str(required(fields, "item_id"))
+        user_id, item_id = identifier(fields, "user_id"), identifier(fields, "item_id")
         return data.pair(user_id, item_id, instant(fields.get("timestamp")))
     except RecordError as exc:
         raise RecordError(f"{where}: {exc}", field=exc.field) from None
@@ -94,5 +96,8 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
         file = path.open("w", encoding="utf-8")
     except OSError as exc:
         raise ConfigurationError(f"cannot write {path}: {exc}") from exc
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except OSError as exc:
+        raise ConfigurationError(f"cannot write {path}: {exc}") from exc

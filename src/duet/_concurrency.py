@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
@@ -22,8 +23,9 @@ async def map_unordered(
     """Apply `function` to (index, value) of everything in `source`; results come as they finish.
 
     At most `concurrency` values are taken from the source and not yet handed over as results, so a slow consumer holds
-    back the source. Leaving the block cancels what is under way. An error of the source is raised to the consumer after
-    the results of all that came before it; `function` should raise none of its own.
+    back the source. Leaving the block cancels what is under way and closes an async generator that was the source. An
+    error of the source is raised to the consumer after the results of all that came before it; `function` should raise
+    none of its own.
     """
     if concurrency < 1:
         raise ConfigurationError(f"concurrency must be at least 1, got {concurrency}")
@@ -45,9 +47,10 @@ async def map_unordered(
         group.start_soon(work, send)
         try:
             yield _Results(receive, numbered)
-        except (Exception, KeyboardInterrupt) as exc:
+        except (Exception, KeyboardInterrupt, SystemExit) as exc:
             raised = exc  # the caller's own exception leaves the block as it is, not inside a group
         group.cancel_scope.cancel()
+    await numbered.aclose()
     if raised is not None:
         raise raised
 
@@ -60,6 +63,12 @@ class _Numbered(Generic[T]):
         self._lock = anyio.Lock()
         self._index = -1
         self.failure: Exception | None = None
+
+    async def aclose(self) -> None:
+        """Close an async generator that was not drawn to its end; any other source stays as it is."""
+        if inspect.isasyncgen(self._source):
+            with anyio.CancelScope(shield=True):
+                await self._source.aclose()
 
     def __aiter__(self) -> AsyncIterator[tuple[int, T]]:
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -122,14 +123,14 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _object(line, f"{path}:{number}"), f"{path}:{number}"
-    except (OSError, EOFError, UnicodeDecodeError) as exc:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as exc:
         raise ConfigurationError(f"cannot read {path}: {exc}") from exc
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RecordError(f"{where}: not JSON: {exc}", field="line") from None
     if not isinstance(value, dict):
         raise RecordError(f"{where}: not a JSON object", field="line")
@@ -163,11 +164,30 @@ def required(fields: Mapping[str, Any], name: str) -> Any:
     return fields[name]
 
 
+def identifier(fields: Mapping[str, Any], name: str) -> str:
+    """An id: text, or a whole number as its digits.
+
+    Raises:
+        RecordError: It is neither, or not there.
+    """
+    value = required(fields, name)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RecordError(f"{name} must be text or a whole number, got {value!r}", field=name)
+    return str(value)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RecordError(f"{name} must be text or null, got {value!r:.80}", field=name)
+    return value or ""
+
+
 def _interaction(fields: Mapping[str, Any], titles: Mapping[str, str]) -> Interaction:
-    item_id = str(required(fields, "item_id"))
-    review = ". ".join(filter(None, (fields.get("review_title"), fields.get("review_text"))))
+    item_id = identifier(fields, "item_id")
+    review = ". ".join(filter(None, (_text(fields, name) for name in ("review_title", "review_text"))))
     return Interaction(
-        user=str(required(fields, "user_id")),
+        user=identifier(fields, "user_id"),
         item=item_id,
         rating=required(fields, "rating"),
         title=titles.get(item_id, ""),
@@ -181,7 +201,7 @@ def _item(fields: Mapping[str, Any]) -> Item:
     nested = known.pop("attributes", None)
     attributes = {**known, **(nested if isinstance(nested, Mapping) else {})}
     return Item(
-        str(required(fields, "item_id")),
+        identifier(fields, "item_id"),
         title=fields.get("title"),
         attributes={
             name: _plain(value)

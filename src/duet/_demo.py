@@ -54,19 +54,19 @@ async def run(args: argparse.Namespace) -> int:
 
 async def _one(options: Options, endpoint: HTTPEndpoint, env: RewardEnv, example: Example) -> int:
     started = time.monotonic()
-    print(_bold(f"{example.user.id} × {example.item.title or example.item.id}"), flush=True)
+    print(_bold(f"{_cut(example.user.id, 40)} × {_cut(example.item.title or example.item.id, 100)}"), flush=True)
     try:
         profile = await _write_live(options, endpoint, example)
     except DuetError as exc:
         print(flush=True)
-        say(f"{type(exc).__name__}: {exc}")
+        say(printable(f"{type(exc).__name__}: {exc}"))
         return 1
     reward = await env.score(profile.completion, example)
     usage = profile.usage
     tokens = f"{usage.prompt_tokens} + {usage.completion_tokens}" if usage else "unknown"
     print(f"\n{_verdict(reward, example)}   tokens {tokens}   {time.monotonic() - started:.1f} s")
     if reward.error is not None:
-        say(f"No rating: {reward.error}")
+        say(printable(f"No rating: {reward.error}"))
     return 0
 
 
@@ -152,7 +152,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _styled(text: str, code: str) -> str:
-    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+    plain = sys.stdout is None or not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     return text if plain else f"\033[{code}m{text}\033[0m"
 
 

@@ -106,7 +106,10 @@ class Ledger:
         """
         query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id DESC LIMIT 1"
         row = await self._run(lambda connection: connection.execute(query, (digest,)).fetchone())
-        return None if row is None else _restore(json.loads(row[0]))
+        try:
+            return None if row is None else _restore(json.loads(row[0]))
+        except (ValueError, KeyError, TypeError) as exc:
+            raise LedgerError(f"ledger {self._path!r}: the row of {digest} cannot be read: {exc!r}") from exc
 
     async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
         """Append a generation. A cancelled caller waits for the row to be written.
@@ -139,7 +142,7 @@ class Ledger:
                 if self._connection is None:
                     self._connection = _open(self._path)
                 return work(self._connection)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, ValueError) as exc:
             raise LedgerError(f"ledger {self._path!r}: {exc}") from exc
 
     def _close(self) -> None:
@@ -154,10 +157,15 @@ def digest_of(messages: Sequence[Message], model: str, sampling: Sampling, schem
     key = {
         "messages": list(messages),
         "model": model,
-        "sampling": attrs.asdict(sampling),
+        "sampling": {name: _number(value) for name, value in attrs.asdict(sampling).items()},
         "schema": None if schema is None else attrs.asdict(schema),
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _number(value: object) -> object:
+    """0 and 0.0 are one temperature."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 async def read_through(
@@ -175,10 +183,12 @@ async def read_through(
 
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(_TABLE)
-    connection.execute(_INDEX)
+    try:
+        for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _TABLE, _INDEX):
+            connection.execute(statement)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Self
 
 import attrs
+from anyio.lowlevel import checkpoint
 
 from duet._concurrency import map_unordered
 from duet._endpoint import Endpoint
@@ -131,7 +132,7 @@ class JointProfiler:
         digest = "" if ledger is None else digest_of(job.messages, model, job.sampling, job.schema)
         kept = None if ledger is None else await ledger.get(digest)
         if kept is not None:
-            yield ProfileStream(_replay(kept), job.schema, cues, None)
+            yield ProfileStream(_Replay(kept), job.schema, cues, None)
             return
 
         async def keep(completion: Completion) -> None:
@@ -224,9 +225,20 @@ class _Job:
     schema: ProfileSchema
 
 
-async def _replay(completion: Completion) -> AsyncIterator[TextDelta | GenerationEnd]:
-    yield TextDelta(completion.text)
-    yield GenerationEnd(completion)
+class _Replay:
+    """A kept completion as a stream; no async generator, since nobody would close it."""
+
+    def __init__(self, completion: Completion) -> None:
+        self._steps = iter((TextDelta(completion.text), GenerationEnd(completion)))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TextDelta | GenerationEnd:
+        await checkpoint()
+        for step in self._steps:
+            return step
+        raise StopAsyncIteration
 
 
 def _checked(pair: Pair, index: int) -> Pair:

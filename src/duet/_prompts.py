@@ -100,6 +100,9 @@ class JointPrompt:
         review_chars: Characters of each review; 0 leaves reviews out.
         averages: "shown" averages the rows in the prompt, "all" every row of the record, None states none.
         scale: The scale that the prompt names.
+
+    Raises:
+        ConfigurationError: A limit is negative, or `averages` unknown.
     """
 
     schema: ProfileSchema = ProfileSchema()
@@ -139,6 +142,10 @@ class JointPrompt:
             user: With the history to go by; whatever is in it is shown, so cut it first (`Example` does).
             item: With the evidence to go by.
             cues: Cues to build on instead of writing new ones.
+
+        Raises:
+            RecordError: A rating to show is off the scale.
+            ConfigurationError: The cue of a side is missing.
         """
         parts = [*self._user_block(user), "", *self._item_block(item)]
         if cues is not None:
@@ -275,6 +282,9 @@ class RatingPrompt:
             user: The last `recent` rows of the history are shown; the name is not.
             item: Its title is shown; attributes and evidence are not.
             profile: The profile text of each side that it has is shown; cues and constructed prompts are not.
+
+        Raises:
+            RecordError: A rating to show is off the scale.
         """
         parts = ["USER"]
         if profile is not None and profile.user is not None:

@@ -193,12 +193,21 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     """The cosine of the angle between two vectors.
 
     Raises:
-        RatingError: One of them is zero.
+        RatingError: One of them is zero or not finite, or their lengths differ.
     """
-    norm = math.hypot(*a) * math.hypot(*b)
-    if norm == 0:
-        raise RatingError("an embedding is the zero vector")
-    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / norm
+    if len(a) != len(b):
+        raise RatingError(f"embeddings of {len(a)} and {len(b)} numbers cannot be compared")
+    return math.fsum(x * y for x, y in zip(_unit(a), _unit(b), strict=True))
+
+
+def _unit(vector: Sequence[float]) -> list[float]:
+    """The vector at length 1. Divided by its largest entry first, so that no square is lost or infinite."""
+    largest = max(map(abs, vector), default=0.0)
+    if not 0 < largest < math.inf or not all(map(math.isfinite, vector)):
+        raise RatingError("an embedding is the zero vector, or not finite")
+    scaled = [entry / largest for entry in vector]
+    length = math.hypot(*scaled)
+    return [entry / length for entry in scaled]
 
 
 def _user_text(user: User) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -179,7 +179,8 @@ def _evidence(rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
     return _sorted_history(rows, "evidence")
 
 
-def _before(rows: Iterable[Interaction], at: datetime) -> tuple[Interaction, ...]:
+def _before(rows: Sequence[Interaction], at: datetime) -> tuple[Interaction, ...]:
+    _check_one_clock([("at", at), *((f"[{index}].at", row.at) for index, row in enumerate(rows))])
     return tuple(row for row in rows if row.at is not None and row.at < at)
 
 
@@ -214,7 +215,7 @@ class User:
             at: Naive where the rows' times are, else aware.
 
         Raises:
-            TypeError: One is naive and the other aware.
+            RecordError: One is naive and the other aware.
         """
         return attrs.evolve(self, history=_before(self.history, at))
 
@@ -257,7 +258,7 @@ class Item:
             at: Naive where the rows' times are, else aware.
 
         Raises:
-            TypeError: One is naive and the other aware.
+            RecordError: One is naive and the other aware.
         """
         return attrs.evolve(self, evidence=_before(self.evidence, at))
 

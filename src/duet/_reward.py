@@ -53,6 +53,9 @@ class RewardEnv:
         Args:
             completion: The policy's whole text.
             example: The pair it was written for, and its true rating.
+
+        Raises:
+            ConfigurationError: The completion is no text.
         """
         (reward,) = await self.score_many([completion], [example])
         return reward
@@ -65,7 +68,7 @@ class RewardEnv:
             examples: The pair each was written for, and its true rating.
 
         Raises:
-            ConfigurationError: The two are not of one length.
+            ConfigurationError: The two are not of one length, or a completion is no text.
         """
         if len(completions) != len(examples):
             raise ConfigurationError(f"{len(completions)} completions for {len(examples)} examples")

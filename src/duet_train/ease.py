@@ -53,7 +53,7 @@ class EASE:
         """Learn from who interacted with what; the rating plays no part, and a repeated pair counts once.
 
         With G = XᵀX + λI and P = G⁻¹, the weights are −P / diag(P), column by column, and 0 on the diagonal. The peak
-        is about three matrices of items² float64 (2.4 GB at 10 000 items), the time grows with items³.
+        is about four matrices of items² float64 (3.2 GB at 10 000 items), the time grows with items³.
 
         Args:
             users: User codes, one a row.
