@@ -47,6 +47,7 @@ LOGS = st.lists(ROW, max_size=25)
 # Constants
 
 
+@settings(deadline=None)
 @given(RATINGS, st.floats(0, 6))
 def test_mean_has_the_least_squared_error(ratings: list[int], other: float) -> None:
     """No constant has a lower RMSE than the mean."""
@@ -54,6 +55,7 @@ def test_mean_has_the_least_squared_error(ratings: list[int], other: float) -> N
     assert rmse(ratings, constant) <= rmse(ratings, [other] * len(ratings)) + 1e-9
 
 
+@settings(deadline=None)
 @given(RATINGS, st.floats(0, 6))
 def test_median_has_the_least_absolute_error(ratings: list[int], other: float) -> None:
     """No constant has a lower MAE than the median."""
@@ -98,6 +100,7 @@ def test_predictions_stay_on_the_scale() -> None:
     assert held.predict([0], [0]) == pytest.approx([5])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 5)), min_size=1, max_size=20))
 def test_great_shrinkage_is_the_mean(rows: list[tuple[int, int, int]]) -> None:
     """Shrunken without end, every prediction is the mean."""
@@ -134,7 +137,7 @@ def refitted(rows: Log, users: Any, items: Any, time: float) -> float:
     return float(BiasModel.fit(*columns).predict([users], [items])[0])
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(LOGS, LOGS)
 def test_one_pass_equals_refitting(rows: list[Any], targets: list[Any]) -> None:
     """Each prediction is that of a model fitted anew on the rows before its time."""
@@ -143,6 +146,7 @@ def test_one_pass_equals_refitting(rows: list[Any], targets: list[Any]) -> None:
     assert predict_strictly_before(log, asked) == pytest.approx(np.array(expected), abs=1e-9, nan_ok=True)
 
 
+@settings(deadline=None)
 @given(LOGS, st.data())
 def test_no_target_sees_itself_or_later(rows: list[Any], data: st.DataObject) -> None:
     """Changing ratings at a target's time and later leaves its prediction as it was."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet import ConfigurationError
@@ -54,6 +54,7 @@ def test_closed_form_is_the_constrained_ridge(seed: int, l2: float) -> None:
     assert model.weights == pytest.approx(expected[kept], abs=1e-10)
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_tiny_logs_are_solved(rows: list[tuple[int, int]]) -> None:
     """Any log has weights, with a diagonal of zero, equal to the direct solve."""
@@ -83,6 +84,7 @@ def test_scores_are_sums_over_the_history() -> None:
     assert np.array([model.scores(user) for user in range(60)])[:, model.kept] == pytest.approx(expected[:, model.kept])
 
 
+@settings(deadline=None)
 @given(ROWS, st.randoms(use_true_random=False))
 def test_order_and_repetition_do_not_matter(rows: list[tuple[int, int]], random: Any) -> None:
     """X is binary: shuffled and repeated rows give the same model."""
@@ -146,7 +148,7 @@ def test_empty_log_is_an_empty_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "settings", "message"),
+    ("users", "items", "options", "message"),
     [
         ([0], [0, 1], {}, "pair row by row"),
         ([-1], [0], {}, "whole numbers"),
@@ -156,7 +158,7 @@ def test_empty_log_is_an_empty_model() -> None:
         ([0], [0], {"max_items": 0}, "must be positive"),
     ],
 )
-def test_unusable_input_is_refused(users: Any, items: Any, settings: dict[str, Any], message: str) -> None:
+def test_unusable_input_is_refused(users: Any, items: Any, options: dict[str, Any], message: str) -> None:
     """What cannot be fitted is named."""
     with pytest.raises(ConfigurationError, match=message):
-        EASE.fit(users, items, **settings)
+        EASE.fit(users, items, **options)

@@ -35,6 +35,7 @@ def scipy_stats() -> Any:
 # Intervals of means
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(0, 2**31))
 def test_same_seed_same_interval(values: list[float], seed: int) -> None:
     """An interval is a function of the values and the seed."""
@@ -46,6 +47,7 @@ def test_other_seed_other_draws() -> None:
     assert mean_interval(sample(0), seed=1) != mean_interval(sample(0), seed=2)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_interval_lies_within_the_values(values: list[float]) -> None:
     """No resampled mean leaves the range of the values."""
@@ -95,6 +97,7 @@ def test_root_of_squares_is_rmse() -> None:
 # By user
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(1, 4))
 def test_copied_rows_of_a_user_add_nothing(values: list[float], copies: int) -> None:
     """Drawn by user, rows that repeat within each user leave the interval as it was."""
@@ -157,7 +160,7 @@ def test_undefined_resamples_are_left_out() -> None:
 # Two methods
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.integers(-4, 4)), min_size=2, max_size=20))
 def test_exchanging_methods_turns_the_sign(rows: list[tuple[int, int]]) -> None:
     """The second against the first is the first against the second with its sign turned."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet import ConfigurationError, RatingScale
@@ -58,6 +58,7 @@ def random_columns(seed: int, rows: int = 200) -> tuple[Any, Any]:
 # Errors
 
 
+@settings(deadline=None)
 @given(rating_rows)
 def test_errors_equal_scikit_learn(sklearn_metrics: Any, rows: list[tuple[int, float]]) -> None:
     """MAE and RMSE are scikit-learn's."""
@@ -66,6 +67,7 @@ def test_errors_equal_scikit_learn(sklearn_metrics: Any, rows: list[tuple[int, f
     assert rmse(gold, predicted) == pytest.approx(sklearn_metrics.root_mean_squared_error(gold, predicted))
 
 
+@settings(deadline=None)
 @given(rating_rows)
 def test_rmse_is_no_less_than_mae(rows: list[tuple[int, float]]) -> None:
     """The root of the mean square is at least the mean."""
@@ -101,6 +103,7 @@ def test_scale_without_whole_numbers_is_refused() -> None:
         round_half_up([0.5], RatingScale(0.2, 0.8))
 
 
+@settings(deadline=None)
 @given(st.lists(ANY, max_size=20))
 def test_rounding_moves_by_half_a_point_at_most(ratings: list[float]) -> None:
     """A class is the nearest whole number to the clipped rating."""
@@ -111,12 +114,14 @@ def test_rounding_moves_by_half_a_point_at_most(ratings: list[float]) -> None:
 # Classes
 
 
+@settings(deadline=None)
 @given(label_rows)
 def test_accuracy_equals_scikit_learn(sklearn_metrics: Any, rows: list[tuple[int, int]]) -> None:
     """Accuracy is scikit-learn's."""
     assert accuracy(*columns(rows)) == pytest.approx(sklearn_metrics.accuracy_score(*columns(rows)))
 
 
+@settings(deadline=None)
 @given(label_rows)
 def test_macro_f1_equals_scikit_learn_on_gold_classes(sklearn_metrics: Any, rows: list[tuple[int, int]]) -> None:
     """Macro F1 is scikit-learn's over the classes that occur in gold."""
@@ -125,6 +130,7 @@ def test_macro_f1_equals_scikit_learn_on_gold_classes(sklearn_metrics: Any, rows
     assert macro_f1(gold, predicted) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(label_rows)
 def test_weighted_f1_equals_scikit_learn(sklearn_metrics: Any, rows: list[tuple[int, int]]) -> None:
     """Weighted F1 is scikit-learn's."""
@@ -167,6 +173,7 @@ def test_thresholds_must_leave_room() -> None:
         SentimentThresholds(like=3, dislike=3)
 
 
+@settings(deadline=None)
 @given(rating_rows)
 def test_right_class_has_right_sentiment(rows: list[tuple[int, float]]) -> None:
     """Three classes are never harder than five."""
@@ -200,6 +207,7 @@ def test_no_order_is_nan(measure: Any, rows: list[tuple[int, int]]) -> None:
     assert math.isnan(measure([gold for gold, _ in rows], [predicted for _, predicted in rows]))
 
 
+@settings(deadline=None)
 @given(rating_rows)
 def test_order_is_all_that_counts(rows: list[tuple[int, float]]) -> None:
     """A rank correlation does not change when predictions are shifted and stretched by a power of two."""
@@ -236,6 +244,7 @@ def test_no_users_is_nan() -> None:
     assert found.users == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), WHOLE, ANY), max_size=30), st.integers(0, 2**31))
 def test_user_means_cannot_raise_it(rows: list[tuple[int, int, float]], seed: int) -> None:
     """Moving all predictions of a user by the same amount leaves its order, and the result, as it was."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet import ConfigurationError
@@ -26,10 +26,10 @@ def fitted() -> EASE:
 MODEL = fitted()
 
 
-def draw(kind: str, user: int, positive: int, exclude: list[int], **settings: Any) -> CandidateSet:
+def draw(kind: str, user: int, positive: int, exclude: list[int], **options: Any) -> CandidateSet:
     if kind == "random":
-        return random_negatives(ITEMS, user, positive, exclude, **settings)
-    return hard_negatives(MODEL, user, positive, exclude, pool=15 if kind == "pool" else None, **settings)
+        return random_negatives(ITEMS, user, positive, exclude, **options)
+    return hard_negatives(MODEL, user, positive, exclude, pool=15 if kind == "pool" else None, **options)
 
 
 each_kind = pytest.mark.parametrize("kind", ["random", "top", "pool"])
@@ -42,6 +42,7 @@ excluded = st.lists(items_of, max_size=8)
 
 
 @each_kind
+@settings(deadline=None)
 @given(user=users_of, positive=items_of, exclude=excluded, n=st.integers(1, 9), seed=st.integers(0, 99))
 def test_negatives_are_unseen(kind: str, user: int, positive: int, exclude: list[int], n: int, seed: int) -> None:
     """There are n distinct negatives, none of them the positive or an item of the user's."""
@@ -52,6 +53,7 @@ def test_negatives_are_unseen(kind: str, user: int, positive: int, exclude: list
 
 
 @each_kind
+@settings(deadline=None)
 @given(user=users_of, positive=items_of, exclude=excluded, seed=st.integers(0, 99))
 def test_same_seed_same_candidates(kind: str, user: int, positive: int, exclude: list[int], seed: int) -> None:
     """A draw depends on its arguments alone: not on other draws, nor on the order of what is excluded."""

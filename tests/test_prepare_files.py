@@ -33,14 +33,14 @@ def small(db: duckdb.DuckDBPyConnection) -> RatingScale:
 
 
 def large(db: duckdb.DuckDBPyConnection) -> RatingScale:
-    """A reader of 400 000 rows with texts, some with HTML, a third of a row's moment shared: several row groups."""
+    """A reader of 200 000 rows with texts, some with HTML, many of one moment: several groups in a file."""
     fill(db, [])
     db.execute(
-        "INSERT INTO raw_interactions SELECT r, 'u' || hash(r) % 20000, 'i' || hash(r, 1) % 5000, 1 + hash(r, 2) % 5, "
-        "hash(r, 3) % 130000, NULL, repeat(md5(r::VARCHAR), (r % 9)::INTEGER) || CASE WHEN r % 7 = 0 THEN '&amp;' ELSE '' END "
-        "FROM range(400000) AS t(r)"
+        "INSERT INTO raw_interactions SELECT r, 'u' || hash(r) % 10000, 'i' || hash(r, 1) % 2500, 1 + hash(r, 2) % 5, "
+        "hash(r, 3) % 65000, NULL, repeat(md5(r::VARCHAR), (r % 9)::INTEGER) || if(r % 7 = 0, '&amp;', '') "
+        "FROM range(200000) AS t(r)"
     )
-    db.execute("INSERT INTO raw_items SELECT 'i' || n, 'Title &amp; ' || n, '{\"a\": \"b\"}' FROM range(4000) AS t(n)")
+    db.execute("INSERT INTO raw_items SELECT 'i' || n, 'Title &amp; ' || n, '{\"a\": \"b\"}' FROM range(2000) AS t(n)")
     return RatingScale()
 
 
@@ -95,7 +95,7 @@ def test_returned_manifest_is_the_written_one(tmp_path: Path) -> None:
 
 
 def test_every_item_has_a_row(tmp_path: Path) -> None:
-    """Items that nobody described stand there without a title, sorted by id; described ones that nobody rated do not."""
+    """Items that nobody described are there without a title, sorted by id; described ones that nobody rated are not."""
 
     def read(db: duckdb.DuckDBPyConnection) -> RatingScale:
         fill(db, [Rated("a", "y"), Rated("a", "x")])

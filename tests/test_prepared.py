@@ -244,7 +244,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_other_directory_is_refused(tmp_path: Path) -> None:
     """A directory without a manifest is said to need `prepare`."""
-    with pytest.raises(ConfigurationError, match="no manifest.json; make one with: python -m duet_train prepare"):
+    with pytest.raises(ConfigurationError, match=r"no manifest\.json; make one with: python -m duet_train prepare"):
         Prepared.open(tmp_path)
 
 

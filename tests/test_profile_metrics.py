@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duet import ConfigurationError
@@ -45,6 +45,7 @@ def test_texts_all_alike_have_no_gap() -> None:
     assert [found.matched, found.gap] == pytest.approx([1, 0])
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 100))
 def test_length_of_embeddings_does_not_matter(factor: float) -> None:
     """Only directions count."""
@@ -113,6 +114,7 @@ def test_profile_without_content_is_nan(profile: str) -> None:
     assert math.isnan(coverage(profile, ["jazz"]))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_covers_itself(text: str) -> None:
     """A profile copied from its history is covered whole."""
@@ -120,6 +122,7 @@ def test_text_covers_itself(text: str) -> None:
     assert found == 1.0 or math.isnan(found)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["jazz", "the", "blues", "rock"])), st.lists(st.sampled_from(["jazz", "rock", "pop"])))
 def test_more_history_never_covers_less(profile: list[str], history: list[str]) -> None:
     """A longer history cannot lower coverage."""

@@ -53,7 +53,7 @@ def orders(scores: list[float]) -> list[tuple[int, ...]]:
 # One positive
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(candidate_rows(KNOWN_OR_FAILED))
 def test_probabilities_count_every_order(row: tuple[list[float], int]) -> None:
     """The chance of a rank is its share of all orders that the known scores allow."""
@@ -71,6 +71,7 @@ def test_knowing_nothing_is_the_random_floor(scores: list[float], k: int, floor:
     assert ndcg_at_k(scores, 9, k) == pytest.approx(floor, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(candidate_rows(least=2, most=12), st.integers(1, 12))
 def test_ndcg_equals_scikit_learn(sklearn_metrics: Any, row: tuple[list[float], int], k: int) -> None:
     """NDCG with ties is scikit-learn's tie-averaged one."""
@@ -79,6 +80,7 @@ def test_ndcg_equals_scikit_learn(sklearn_metrics: Any, row: tuple[list[float], 
     assert ndcg_at_k(scores, positive, k) == pytest.approx(sklearn_metrics.ndcg_score(gains, [scores], k=k))
 
 
+@settings(deadline=None)
 @given(candidate_rows(KNOWN_OR_FAILED, most=10), st.integers(0, 2**31), st.integers(1, 10))
 def test_input_order_never_matters(row: tuple[list[float], int], seed: int, k: int) -> None:
     """Shuffled candidates give the same result."""
@@ -112,6 +114,7 @@ def test_failed_positive_is_anywhere() -> None:
     assert hit_rate_at_k([*range(9), math.nan], 9, 1) == pytest.approx(0.1)
 
 
+@settings(deadline=None)
 @given(candidate_rows(KNOWN_OR_FAILED, most=10), st.integers(0, 9), st.integers(1, 10))
 def test_losing_a_beaten_negative_never_helps(row: tuple[list[float], int], index: int, k: int) -> None:
     """Where the positive is known, failing on a negative that scored below it cannot raise NDCG."""
@@ -140,7 +143,7 @@ def test_cutoff_must_be_positive(metric: Any) -> None:
 # A whole catalogue
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(catalogues(), st.integers(1, 7))
 def test_catalogue_counts_every_order(row: tuple[list[float], list[int]], k: int) -> None:
     """Each metric is its mean over all orders that the scores allow."""
@@ -159,6 +162,7 @@ def in_order(order: tuple[int, ...], positives: list[int], k: int) -> list[float
     return [len(found) / len(ranks), len(found) / k, 1 / found[0] if found else 0.0, gain / best]
 
 
+@settings(deadline=None)
 @given(candidate_rows(most=12), st.integers(1, 12))
 def test_one_positive_of_a_catalogue_is_one_among_candidates(row: tuple[list[float], int], k: int) -> None:
     """With one positive the catalogue's metrics are those of a row of candidates."""

@@ -14,11 +14,13 @@ DEFAULT_CHARS = 600  # what a grammar allows where no limit is asked for, as in 
 # As SectionParser drops it: a closed block, one that is never closed, or one whose opening tag stood in the prompt.
 _THINK = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*</think>", re.I | re.S | re.A)
 
-# A letter to begin with: ASCII letters, and whatever else is neither control character, space, digit nor punctuation.
-_LETTER = r"[^\x00-@\[-`{-\xBF\u2000-\u206F\u3000-\u303F]"
+# No letters beyond ASCII: Latin-1's signs, punctuation to dingbats, CJK punctuation, half- and full-width signs.
+_SIGNS = r"{-\xBF\u2000-\u2BFF\u3000-\u303F\uFE00-\uFE6F\uFF00-\uFF20\uFF3B-\uFF40\uFF5B-\uFF65\uFFE0-\uFFFF"
+_LETTER = rf"[^\x00-@\[-`{_SIGNS}]"
 _IN_LINE = r"[^<>\n\r]"
 _IN_JSON = r'[^"\\<>\x00-\x1F]'
-_IN_KEYWORD = r'[^<>,:;.()"\n\r]'
+# Letters, digits, spaces, "&", "'" and "-": a small model that may write any sign here writes rows of dots.
+_IN_KEYWORD = rf"[^\x00-\x1F\x21-\x25\x28-\x2C\x2E\x2F\x3A-@\[-`{_SIGNS}]"
 
 
 def plain_text(completion: Completion) -> str:

@@ -92,9 +92,9 @@ class TemplateProfiler:
         sentences = [
             f"Gave {count}, {_mean(rows):.1f} on average, {_percent(high, rows)} high and {_percent(low, rows)} low."
         ]
-        if best := _titles(high):
+        if best := self._titles(high):
             sentences.append(f"Rated high: {best}.")
-        if worst := _titles(low):
+        if worst := self._titles(low):
             sentences.append(f"Rated low: {worst}.")
         if often := _frequent(high):
             sentences.append(f"Frequent words on what was rated high: {often}.")
@@ -106,10 +106,22 @@ class TemplateProfiler:
         sentences = [f"{text}." for text in (title, about) if text]
         if rows:
             sentences.insert(1 if title else 0, f"Rated {_mean(rows):.1f} on average by {len(rows)} of its users.")
+        chars = 60 if self._is_short else 80
         for what, chosen in (("Praise", self._high(rows)), ("Criticism", self._low(rows))):
-            if review := next(filter(None, (quote(row.review, 80) for row in reversed(chosen))), ""):
+            if review := next(filter(None, (quote(row.review, chars) for row in reversed(chosen))), ""):
                 sentences.append(f"{what}: “{review}”")
         return sentences or [NO_ITEM]
+
+    def _titles(self, rows: Sequence[Interaction]) -> str:
+        """A few titles, the most telling first."""
+        count, chars = (2, 30) if self._is_short else (3, 40)
+        titles = dict.fromkeys(title for row in reversed(rows) if (title := quote(row.title, chars)))
+        return ", ".join(f"“{title}”" for title in list(titles)[:count])
+
+    @property
+    def _is_short(self) -> bool:
+        """True where long titles and quotations would crowd out everything else."""
+        return self.max_chars is not None and self.max_chars < 300
 
     def _high(self, rows: Sequence[Interaction]) -> list[Interaction]:
         """Rows in the upper quarter of the scale, the best last; of equals the most recent last."""
@@ -132,12 +144,6 @@ def _mean(rows: Sequence[Interaction]) -> float:
 
 def _percent(part: Sequence[Interaction], rows: Sequence[Interaction]) -> str:
     return f"{100 * len(part) / len(rows):.0f} %"
-
-
-def _titles(rows: Sequence[Interaction]) -> str:
-    """Up to three titles, the most telling first."""
-    titles = dict.fromkeys(title for row in reversed(rows) if (title := quote(row.title, 40)))
-    return ", ".join(f"“{title}”" for title in list(titles)[:3])
 
 
 def _frequent(rows: Sequence[Interaction]) -> str:

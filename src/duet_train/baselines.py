@@ -107,8 +107,7 @@ class OneSidePrompt(JointPrompt):
             cues: As for `duet.JointPrompt`.
         """
         own, other = self.schema.sides[0], "item" if self.schema.sides == ("user",) else "user"
-        shown = (user, Item(item.id)) if own == "user" else (User(user.id), item)
-        system, data = super().render(*shown, cues=cues)
+        system, data = super().render(user, item, cues=cues)
         # Text from the data never holds a line break, so the first empty line is the one between the two blocks.
         user_block, item_block = data["content"].split("\n\n", 1)
         note = f"Only the {own}'s side is given: write of the {own} alone, for any {other}."

@@ -172,7 +172,7 @@ def predict_strictly_before(
     times = np.asarray(targets.timestamps, dtype=np.float64)
     predictions = np.full(times.size, math.nan)
     for target in np.argsort(times, kind="stable")[: np.count_nonzero(~np.isnan(times))]:
-        past.advance(times[target])
+        past.advance(float(times[target]))
         if past.now:
             predictions[target] = past.prediction(target, item_shrinkage, user_shrinkage)
     return _clipped(predictions, scale)

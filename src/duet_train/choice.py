@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from duet import Endpoint, Ledger, Message, RatingError, Sampling, quote
 
 _TASK = """\
-You know a user only by the profile below. Of the items listed, one is what this user chose next. Answer with its letter \
-and nothing else."""
+You know a user only by the profile below. Of the items listed, one is what this user chose next. Answer with its \
+letter and nothing else."""
 
 
 def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:

@@ -262,8 +262,9 @@ def _facts(
     timed = rows[0].example.at is not None
     return {
         "rows": f"{len(rows)} of split {args.split}, seed {args.seed}",
-        "data": f"{data.manifest['counts'].get('rows', '')} ratings, split {settings['split']}, {settings['histories']}",
-        "history": f"{settings['history']} rows, {settings['recent']} of the latest raw; {'timed' if timed else 'no times'}",
+        "split": f"{settings['split']}, {settings['histories']}, {'by time' if timed else 'in file order'}",
+        "history": f"at most {settings['history']} rows, and {settings['recent']} raw ones after them",
+        "prompt": f"at most {args.shown} rows a side, {args.review_chars} characters a review",
         "profiler": "embedded SmolLM2-135M" if args.local else args.model,
         "recommender": args.recommender_model or ("the same" if args.local else args.model) + f", mode {args.mode}",
         "intervals": "95 %, bootstrap over rows; gains are differences of MAE, positive is better",

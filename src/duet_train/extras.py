@@ -43,7 +43,7 @@ async def text_table(rows: Sequence[PreparedExample], judged: Mapping[str, Judge
 
 
 def _coverages(written: Sequence[tuple[PreparedExample, JointProfile | None]]) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for name, stop_words in (("", None), ("_all", frozenset[str]())):
         options: dict[str, Any] = {} if stop_words is None else {"stop_words": stop_words}
         users = [coverage(user_text(made), _words(row.profile_user.history), **options) for row, made in written]

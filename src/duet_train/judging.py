@@ -175,8 +175,8 @@ def raw_user(row: PreparedExample, profile: JointProfile) -> User:
 def derangement(keys: Sequence[str], seed: int) -> list[int]:
     """For each row another one whose key differs, in random order.
 
-    Rows are grouped by key and everyone takes the row a largest group's size further on. Where one key has more than half
-    of the rows some rows must meet their own key again.
+    Rows are grouped by key and everyone takes the row a largest group's size further on. Where one key has more than
+    half of the rows some rows must meet their own key again.
 
     Args:
         keys: One a row.

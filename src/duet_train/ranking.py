@@ -1,4 +1,4 @@
-"""Ten candidates a row: which ones, what a method scores them, and what that is worth with ties resolved in expectation."""
+"""Ten candidates a row: which ones, what a method scores them, and what that is worth, ties in expectation."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[],
         step()
     matrix = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    unit: Floats = np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    return unit
 
 
 def catalogue_figures(

@@ -16,7 +16,7 @@ from duet_train.data.attributes import ItemRecord, json_object, picked
 from duet_train.data.raw_tables import Fields, store_interactions, store_items
 from duet_train.data.sources import JSONLines
 
-# "Fri Aug 25 13:55:02 -0700 2017"
+# "Fri Aug 05 13:55:02 -0700 2016"
 _WRITTEN = "epoch(try_strptime({time}, '%a %b %d %H:%M:%S %z %Y'))"
 _REVIEW = Fields(
     user="user_id",

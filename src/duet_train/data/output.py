@@ -34,9 +34,14 @@ FROM (SELECT split, row, history.rows AS history, evidence.rows AS evidence, his
 """
 
 
+# A writer holds a whole group, so groups are small enough for long reviews.
+_GROUP_ROWS = 32_768
+
+
 def write(db: duckdb.DuckDBPyConnection, query: str, path: Path, parameters: dict[str, object] | None = None) -> None:
     """Write the rows of a query, in its order."""
-    db.sql(query, params=parameters or {}).write_parquet(str(path), compression="zstd")
+    rows = db.sql(query, params=parameters or {})
+    rows.write_parquet(str(path), compression="zstd", row_group_size=_GROUP_ROWS)
 
 
 def write_interactions(db: duckdb.DuckDBPyConnection, directory: Path) -> None:
