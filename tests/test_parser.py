@@ -438,6 +438,22 @@ def test_token_limit_makes_a_truncated_completion(torso: str) -> None:
     assert isinstance(failure(torso, ONE, "length"), TruncatedCompletion)
 
 
+@pytest.mark.parametrize(
+    ("torso", "advised"),
+    [
+        ("", True),
+        ("Sure! Here is", True),
+        ("<think>hm", True),
+        ("<user_profile>", False),
+        ("<user_profile><profile>Likes ma", False),
+        (f"{one('Likes maps.')}and then", False),
+    ],
+)
+def test_grammar_is_advised_where_no_section_was_opened(torso: str, advised: bool) -> None:
+    """Whoever keeps to the form needs more tokens; only who never began needs constrained=True."""
+    assert ("constrained=True" in str(failure(torso, ProfileSchema(sections="profile"), "length"))) == advised
+
+
 def test_token_limit_after_the_last_section_is_fine() -> None:
     """With every section closed, finish_reason "length" does no harm."""
     assert parse(one("Likes maps") + "and so", ONE, "length") == {("user", "profile"): "Likes maps"}

@@ -323,6 +323,22 @@ async def test_profile_is_whole_in_spite_of_the_token_limit() -> None:
     assert profile.completion == TEXT
 
 
+SWAPPED: dict[str, Callable[[JointProfiler, Any, Any], object]] = {
+    "profile": lambda profiler, user, item: anyio.run(profiler.profile, user, item),
+    "stream": lambda profiler, user, item: profiler.stream(user, item),
+}
+
+
+@pytest.mark.parametrize("call", SWAPPED.values(), ids=SWAPPED)
+@pytest.mark.parametrize(("user", "item"), [(ITEM, USER), ("ann", "atlas"), (USER, None)])
+def test_what_is_no_pair_is_refused(call: Callable[..., object], user: object, item: object) -> None:
+    """User and item in the wrong order, or anything else, is a RecordError that names what was given."""
+    endpoint = ScriptedEndpoint(TEXT)
+    names = f"got {type(user).__name__} and {type(item).__name__}"
+    with pytest.raises(RecordError, match=names):
+        call(JointProfiler(endpoint), user, item)
+
+
 async def test_malformed_completion_is_not_asked_again() -> None:
     """A completion that is no profile is never re-rolled in silence."""
     endpoint = ScriptedEndpoint(["nonsense", TEXT])
@@ -739,7 +755,9 @@ async def test_cancelling_a_bulk_run_cancels_what_is_under_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("mine"), KeyboardInterrupt(), attrs.exceptions.FrozenInstanceError()], ids=repr
+    "error",
+    [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), attrs.exceptions.FrozenInstanceError()],
+    ids=repr,
 )
 async def test_callers_exception_leaves_the_block_unwrapped(error: BaseException) -> None:
     """An exception of the caller's leaves the block of a bulk run as the very same object."""

@@ -27,6 +27,7 @@ from duet import (
     ProfileSchema,
     RatingPrompt,
     RatingScale,
+    RecordError,
     User,
 )
 from duet._prompts import quote
@@ -460,6 +461,28 @@ def test_joined_emoji_stay_joined() -> None:
     assert f"title: {family}" in joint(item=Item("i", title=family)).splitlines()
 
 
+# What is off the scale
+
+OFF_SCALE = Interaction(user="u", item="i", rating=9)
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "field"),
+    [(User("u", [OFF_SCALE]), Item("i"), "history"), (User("u"), Item("i", [OFF_SCALE]), "evidence")],
+    ids=["history", "evidence"],
+)
+def test_row_off_the_scale_is_refused(user: User, item: Item, field: str) -> None:
+    """A row that the prompt's scale cannot hold would mislead the model: RecordError with the field."""
+    with pytest.raises(RecordError, match=f"{field} holds a rating of 9, off the prompt's scale of 1 to 5") as caught:
+        joint(user, item)
+    assert caught.value.field == field
+
+
+def test_row_off_the_scale_that_is_not_shown_does_no_harm() -> None:
+    """Only rows in the prompt must be on its scale."""
+    assert "rated" not in joint(User("u", [OFF_SCALE]), Item("i"), history_limit=0)
+
+
 # The recommender's prompt
 
 
@@ -495,6 +518,13 @@ def test_rating_prompt_shows_the_most_recent_rows(recent: int) -> None:
 def test_rating_prompt_cuts_reviews() -> None:
     """Reviews beside the profile are cut at `review_chars`."""
     assert "review: f…" in rating(recent=1, review_chars=2).splitlines()
+
+
+def test_rating_prompt_refuses_a_row_off_the_scale() -> None:
+    """A row beside the profile that the scale cannot hold is a RecordError with the field."""
+    with pytest.raises(RecordError, match="off the prompt's scale of 1 to 5") as caught:
+        rating(user=User("u", [OFF_SCALE]), recent=1)
+    assert caught.value.field == "history"
 
 
 def test_rating_prompt_without_anything_says_so() -> None:

@@ -407,6 +407,20 @@ async def test_zero_vector_is_a_rating_error(vectors: tuple[Sequence[float], Seq
         await EmbeddingRecommender(Vectors(*vectors)).predict(USER, ITEM, PROFILE)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+async def test_vector_that_is_not_finite_is_a_rating_error(value: float) -> None:
+    """An embedding with NaN or infinity in it has no angle and gives no rating."""
+    with pytest.raises(RatingError, match="not finite"):
+        await EmbeddingRecommender(Vectors((value, 1.0), (1.0, 0.0))).predict(USER, ITEM, PROFILE)
+
+
+@pytest.mark.parametrize("length", [1e-320, 1e-200, 1e200, 1.7e308])
+async def test_length_of_a_vector_does_not_matter(length: float) -> None:
+    """The shortest and the longest vectors that a float can hold have an angle like all others."""
+    vectors = Vectors((length, 0.0), (length, 0.0))
+    assert (await EmbeddingRecommender(vectors).predict(USER, ITEM, PROFILE)).value == 5.0
+
+
 NO_USER = JointProfile(item=Profile(text="An atlas of rivers."))
 NO_ITEM = JointProfile(user=Profile(text="Loves maps."))
 TITLES = "; ".join(f"Title {number}" for number in range(2, 12))

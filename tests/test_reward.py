@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -128,6 +129,27 @@ async def test_prediction_beyond_the_scale_counts_as_its_end(answer: float, clip
 async def test_recommender_may_return_a_number_or_a_rating(answer: Any) -> None:
     """A caller's recommender may return a bare number."""
     assert (await paper(answer).score(completion(), example(4))).rating == Rating(3.0)
+
+
+class OnAScale(Predicts):
+    """A recommender that says on which scale it predicts."""
+
+    def __init__(self, answer: float, scale: RatingScale) -> None:
+        super().__init__(answer)
+        self.scale = scale
+
+
+async def test_recommender_on_another_scale_gives_no_reward() -> None:
+    """A recommender that predicts on another scale than the example's is an error in the settings, and not asked."""
+    recommender = OnAScale(3, RatingScale(1, 10))
+    reward = await RewardEnv([RatingReward(recommender)]).score(completion(), example(4))
+    assert (reward.value, type(reward.error), recommender.seen) == (None, ConfigurationError, [])
+
+
+async def test_recommender_on_the_examples_scale_is_asked() -> None:
+    """A recommender that names the example's own scale is as good as one that names none."""
+    env = RewardEnv([RatingReward(OnAScale(3, RatingScale()))])
+    assert (await env.score(completion(), example(4))).value == 0.75
 
 
 async def test_reward_keeps_what_the_recommender_said() -> None:
@@ -421,6 +443,23 @@ def test_terms_of_one_name_are_refused(terms: list[Any]) -> None:
     """An env needs terms, and no two of one name."""
     with pytest.raises(ConfigurationError, match="different names"):
         RewardEnv(terms)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [LengthReward(9), RatingReward(Predicts(3)), [Predicts(3)], [LengthReward(9), Predicts(3)]],
+    ids=["a term", "a rating term", "a recommender in a list", "a recommender beside a term"],
+)
+def test_what_is_no_sequence_of_terms_is_refused(terms: Any) -> None:
+    """A term alone, or a recommender in the place of a term, is refused with a sentence that shows what to pass."""
+    with pytest.raises(ConfigurationError, match=re.escape("as in [RatingReward(recommender)]")):
+        RewardEnv(terms)
+
+
+async def test_a_profile_in_the_place_of_its_completion_is_refused() -> None:
+    """What is scored is text; a profile is refused with the attribute that holds it."""
+    with pytest.raises(ConfigurationError, match=r"got JointProfile: a profile's is \.completion"):
+        await paper(3).score(JointProfile(completion=completion()), example())  # type: ignore[arg-type]
 
 
 def test_rating_term_needs_some_concurrency() -> None:
