@@ -167,16 +167,21 @@ def fill(db: duckdb.DuckDBPyConnection, log: Sequence[Rated]) -> RatingScale:
         "timestamp DOUBLE, review_title VARCHAR, review_text VARCHAR)"
     )
     db.execute("CREATE TABLE raw_items (item_id VARCHAR, title VARCHAR, attributes VARCHAR)")
-    rows = [(place, *attrs.astuple(one)) for place, one in enumerate(log)]
-    if rows:
-        db.executemany("INSERT INTO raw_interactions VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    fields = [field.name for field in attrs.fields(Rated)]
+    columns = {name: [getattr(one, name) for one in log] for name in fields}
+    db.execute(
+        "INSERT INTO raw_interactions SELECT unnest(range(len($user))), unnest($user::VARCHAR[]), "
+        "unnest($item::VARCHAR[]), unnest($rating::DOUBLE[]), unnest($time::DOUBLE[]), unnest($title::VARCHAR[]), "
+        "unnest($text::VARCHAR[])",
+        columns,
+    )
     return RatingScale()
 
 
 def built(directory: Path, log: Sequence[Rated], settings: Settings) -> Built:
     """Prepare a log and read the files back."""
     directory.mkdir(exist_ok=True)
-    with duckdb.connect() as db:
+    with duckdb.connect(config={"threads": 1}) as db:
         manifest = build(db, lambda con: fill(con, log), directory, settings)
         columns = "row, user_id, item_id, rating, timestamp, review, split"
         kept = db.read_parquet(str(directory / "interactions.parquet")).project(columns).fetchall()

@@ -15,6 +15,7 @@ LINES = [
     ["_errors"],
     ["_concurrency", "_log"],
     ["_records"],
+    ["_results"],
     ["_events", "_settings", "_schema"],
     ["_prompts", "_parser", "_sse"],
     ["_wire"],

@@ -122,6 +122,38 @@ def test_demo_keeps_a_models_escapes_from_the_terminal() -> None:
         assert "\033" not in duet("demo", *at(server), "--mode", "decimal").stdout
 
 
+def test_demo_keeps_the_datas_escapes_from_the_terminal(server: FakeServer, tmp_path: Path) -> None:
+    """What the data says of user and item can neither move the cursor nor start a line of its own."""
+    rows = [{"user_id": "u\x1b[2J", "item_id": "i", "rating": 3, "timestamp": day} for day in range(2)]
+    (tmp_path / "interactions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": "i", "title": "Evil\x1b[2J\nsecond line"}))
+    done = duet("demo", *at(server), "--data", tmp_path)
+    assert ("\x1b" in done.stdout, "\nsecond line" in done.stdout) == (False, False)
+
+
+def test_demo_keeps_a_servers_escapes_from_the_terminal() -> None:
+    """What a server says in an error cannot move the cursor."""
+    body = json.dumps({"error": {"message": "bad \x1b[2J"}})
+    with FakeServer(Answer(status=400, body=body)).run_in_thread() as server:
+        errors = duet("demo", *at(server)).stderr
+    assert ("bad" in errors, "\x1b" in errors) == (True, False)
+
+
+def test_demo_writes_where_only_ascii_goes(server: FakeServer) -> None:
+    """A terminal that cannot show a character gets a stand-in, not a traceback."""
+    done = duet("demo", *at(server), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"{FIRST.user.id} ? {FIRST.item.title}")
+
+
+def test_demo_without_stdout_is_no_traceback(server: FakeServer) -> None:
+    """With stdout closed (`>&-`) the demo does not crash."""
+    script = "import sys; sys.stdout = None; from duet.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(  # noqa: S603 - the command is this package's own
+        [sys.executable, "-c", script, "demo", *at(server)], capture_output=True, text=True, env=ENVIRON, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
 def test_demo_without_a_rating_still_shows_the_profile() -> None:
     """A recommender that gives no rating is talk on stderr, and no failure of the profile."""
     with FakeServer(TEXT).run_in_thread() as server:
@@ -351,6 +383,21 @@ def test_unwritable_out_is_exit_code_two(server: FakeServer, pairs: Path, tmp_pa
     assert (done.returncode, "Traceback" in done.stderr, server.requests) == (2, False, [])
 
 
+def test_refused_run_leaves_the_out_file_alone(server: FakeServer, pairs: Path, tmp_path: Path) -> None:
+    """Wrong usage does not empty the results of an earlier run."""
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious\n")
+    done = profile(server, pairs, "--out", out, "--concurrency", 0)
+    assert (done.returncode, out.read_text()) == (2, "precious\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="other systems have no disk that is always full")
+def test_full_disk_is_exit_code_two(server: FakeServer, pairs: Path) -> None:
+    """An --out that can take no more ends in its path and a reason."""
+    done = profile(server, pairs, "--out", "/dev/full")
+    assert (done.returncode, "Traceback" in done.stderr, "cannot write /dev/full" in done.stderr) == (2, False, True)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -390,6 +437,13 @@ def test_openais_key_goes_to_no_other_host(server: FakeServer, pairs: Path) -> N
     """OPENAI_API_KEY is not sent to an address that was named."""
     profile(server, pairs, OPENAI_API_KEY=KEY)
     assert {"authorization" in request.headers for request in server.requests} == {False}
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f"{KEY}\r", "sk-sécret"], ids=ascii)
+def test_key_that_cannot_be_sent_is_exit_code_two(server: FakeServer, key: str) -> None:
+    """A key with a line end (an .env file with CRLF) is wrong usage, told without the key."""
+    done = duet("demo", *at(server), DUET_API_KEY=key)
+    assert (done.returncode, "Traceback" in done.stderr, key.strip() in done.stderr) == (2, False, False)
 
 
 def _accepts(request: Request) -> Answer:
@@ -496,7 +550,8 @@ def test_reader_that_leaves_gets_no_traceback(pairs: Path, name: str) -> None:
 def test_demo_without_an_endpoint_runs_the_embedded_engine() -> None:
     """With nothing named, the packaged model writes all six sections and predicts, and stderr says which it is."""
     pytest.importorskip("xllamacpp")
-    done = duet("demo", *["--history", "1", "--evidence", "1", "--section-chars", "20", "--max-tokens", "300"])
+    small = "--history 0 --evidence 0 --section-chars 3 --max-tokens 150 --temperature 0"
+    done = duet("demo", *small.split())
     names = [f"\n{side} {section}\n".replace("_", " ") for side, section in ProfileSchema().slots]
     assert (done.returncode, [name in done.stdout for name in names]) == (0, [True] * 6)
     assert done.stderr.splitlines()[0].startswith("No --base-url: using the embedded SmolLM2-135M.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -398,13 +399,13 @@ def test_context_holds_the_completion(some: list[Sequence[Message]], tokens: int
 
 
 @needs_engine
-async def test_context_is_enough_for_the_samples_longest_prompt() -> None:
-    """A context sized to the sample's prompts takes the longest of them."""
-    rendered = [
-        JointPrompt(history_limit=3, evidence_limit=2).render(example.user, example.item)
-        for example in sample_examples()
-    ]
-    longest = max(rendered, key=lambda prompt: len(prompt[1]["content"]))
-    async with local.engine(context=local.context_for(rendered, 1)) as endpoint:
-        completion = await endpoint.generate(longest, Sampling(max_tokens=1))
-    assert completion.text
+@pytest.mark.parametrize("prompt", [JointPrompt(), SMALL], ids=["whole", "small"])
+def test_context_is_enough_for_every_prompt_of_the_sample(running: local.LocalEngine, prompt: JointPrompt) -> None:
+    """A context sized to a prompt of the sample holds all its tokens, as the engine itself counts them."""
+    headers = {"authorization": f"Bearer {running.api_key}"}
+    with httpx.Client(base_url=running.base_url.removesuffix("/v1"), headers=headers, timeout=30) as client:
+        for one in sample_examples():
+            messages = prompt.render(one.user, one.item)
+            text = client.post("/apply-template", json={"messages": messages}).json()["prompt"]
+            counted = client.post("/tokenize", json={"content": text, "parse_special": True}).json()["tokens"]
+            assert 300 < len(counted) < local.context_for([messages], 1)

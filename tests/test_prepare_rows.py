@@ -18,7 +18,7 @@ from duet import ConfigurationError, RatingScale, RecordError
 from duet_train.data import log as logs_module
 from duet_train.data.settings import Settings
 
-patient = hypothesis_settings(deadline=None, max_examples=40)
+patient = hypothesis_settings(deadline=None, max_examples=25)
 ALL = Settings(core=0)
 
 

@@ -17,7 +17,7 @@ from duet_train.data import windows
 from duet_train.data.prepared import Prepared
 from duet_train.data.settings import Settings
 
-patient = hypothesis_settings(deadline=None, max_examples=40)
+patient = hypothesis_settings(deadline=None, max_examples=25)
 
 
 def made(log: list[Rated], asked: Settings) -> Built:
@@ -33,7 +33,7 @@ def agrees(log: list[Rated], asked: Settings) -> bool:
     return result.examples == examples(rows, names, asked)
 
 
-@hypothesis_settings(deadline=None, max_examples=150)
+@hypothesis_settings(deadline=None, max_examples=80)
 @given(logs(), settings())
 def test_examples_are_the_defined_ones(log: list[Rated], asked: Settings) -> None:
     """History, evidence, their lengths and the order of examples are those of the plain definition."""

@@ -480,7 +480,7 @@ def test_row_off_the_scale_is_refused(user: User, item: Item, field: str) -> Non
 
 def test_row_off_the_scale_that_is_not_shown_does_no_harm() -> None:
     """Only rows in the prompt must be on its scale."""
-    assert "rated" not in joint(User("u", [OFF_SCALE]), Item("i"), history_limit=0)
+    assert "] rated" not in joint(User("u", [OFF_SCALE]), Item("i"), history_limit=0)
 
 
 # The recommender's prompt

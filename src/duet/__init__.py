@@ -25,22 +25,18 @@ from duet._profiler import JointProfiler, ProfileStream
 from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt, quote
 from duet._ranking import rank
 from duet._recommender import EmbeddingRecommender, LLMRecommender, Recommender
-from duet._records import (
+from duet._records import Example, Interaction, Item, RatingScale, User
+from duet._results import (
     Candidate,
     Completion,
     Cues,
-    Example,
-    Interaction,
-    Item,
     JointProfile,
     Outcome,
     Profile,
     Rating,
-    RatingScale,
     Reward,
     TokenLogprob,
     Usage,
-    User,
 )
 from duet._reward import RewardEnv
 from duet._schema import ProfileSchema

@@ -17,7 +17,7 @@ from duet._dataset import Dataset, identifier, instant, read_lines
 from duet._errors import ConfigurationError, RecordError
 from duet._ledger import Ledger
 from duet._profiler import JointProfiler, Pair
-from duet._records import Outcome
+from duet._results import Outcome
 
 
 def add_parser(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import anyio
 
@@ -221,6 +221,35 @@ class Exchange:
     def _unavailable(self, what: str) -> EndpointUnavailable:
         text = self._caller.redacted(f"{self.address}: {what}")
         return EndpointUnavailable(text, endpoint=self.address, status_code=self._answer.status)
+
+
+class Served:
+    """A model behind a wire: its name, and a block that closes the connections at its end."""
+
+    def __init__(self, wire: Wire, model: str, *, deadlines: Deadlines, retries: int) -> None:
+        if not model:
+            raise ConfigurationError("model must name what the endpoint serves")
+        self._wire = wire
+        self._caller = Caller(wire, deadlines=deadlines, retries=retries)
+        self._model = model
+
+    @property
+    def model(self) -> str:
+        """Model or adapter name."""
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close idle connections. A caller's own client stays open."""
+        await self._wire.aclose()
 
 
 def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:

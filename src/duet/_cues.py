@@ -7,7 +7,8 @@ from duet._errors import ConfigurationError
 from duet._ledger import Ledger, read_through
 from duet._parser import SectionParser
 from duet._prompts import CuePrompt
-from duet._records import Cues, Item, User
+from duet._records import Item, User
+from duet._results import Cues
 from duet._settings import Sampling
 
 

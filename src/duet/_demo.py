@@ -16,7 +16,8 @@ from duet._endpoint import HTTPEndpoint
 from duet._errors import ConfigurationError, DuetError
 from duet._events import GenerationDone, SectionDelta, SectionDone
 from duet._recommender import LLMRecommender
-from duet._records import Example, JointProfile, Outcome, Reward
+from duet._records import Example
+from duet._results import JointProfile, Outcome, Reward
 from duet._reward import RewardEnv
 from duet._settings import Sampling
 from duet._terms import RatingReward

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from duet._caller import Caller
+from duet._caller import Served
 from duet._errors import ConfigurationError
 from duet._settings import Deadlines
 from duet._sse import read_embeddings
@@ -31,36 +31,14 @@ class Embedder(Protocol):
         """
 
 
-class _Embedder:
+class _Embedder(Served):
     """Embeddings over a wire."""
 
     def __init__(self, wire: Wire, model: str, *, batch_size: int, deadlines: Deadlines, retries: int) -> None:
-        if not model:
-            raise ConfigurationError("model must name what the endpoint serves")
+        super().__init__(wire, model, deadlines=deadlines, retries=retries)
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")
-        self._wire = wire
-        self._caller = Caller(wire, deadlines=deadlines, retries=retries)
-        self._model = model
         self._batch_size = batch_size
-
-    @property
-    def model(self) -> str:
-        """Name of the embedding model."""
-        return self._model
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close idle connections. A caller's own client stays open."""
-        await self._wire.aclose()
 
     async def embed(self, texts: Sequence[str]) -> list[Sequence[float]]:
         """One vector a text, in order.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import anyio
 
-from duet._caller import Caller, Exchange
+from duet._caller import Exchange, Served
 from duet._errors import ConfigurationError, IncompleteStream
 from duet._events import GenerationEnd, TextDelta
 from duet._prompts import Message
-from duet._records import Completion
+from duet._results import Completion
 from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
 from duet._sse import ChatDecoder, load, read_completion
 from duet._wire import Wire
@@ -67,7 +67,7 @@ class Endpoint(Protocol):
         """
 
 
-class _ChatEndpoint:
+class _ChatEndpoint(Served):
     """Chat completions over a wire."""
 
     def __init__(
@@ -80,33 +80,11 @@ class _ChatEndpoint:
         retries: int,
         accept_open_end: bool,
     ) -> None:
-        if not model:
-            raise ConfigurationError("model must name what the endpoint serves")
+        super().__init__(wire, model, deadlines=deadlines, retries=retries)
         if engine is not None and engine not in get_args(Engine):
             raise ConfigurationError(f"engine must be one of {', '.join(get_args(Engine))}; got {engine!r}")
-        self._wire = wire
-        self._caller = Caller(wire, deadlines=deadlines, retries=retries)
-        self._model = model
         self._engine: Engine | None = engine
         self._accept_open_end = accept_open_end
-
-    @property
-    def model(self) -> str:
-        """Model or adapter name."""
-        return self._model
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close idle connections. A caller's own client stays open."""
-        await self._wire.aclose()
 
     async def generate(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
         """One completion, whole.

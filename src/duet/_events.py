@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from duet._records import Completion, JointProfile
+from duet._results import Completion, JointProfile
 
 
 @attrs.frozen

@@ -18,7 +18,7 @@ import attrs
 from duet._endpoint import Endpoint
 from duet._errors import LedgerError
 from duet._prompts import Message
-from duet._records import Completion, TokenLogprob, Usage
+from duet._results import Completion, TokenLogprob, Usage
 from duet._schema import ProfileSchema
 from duet._settings import Sampling
 

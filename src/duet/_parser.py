@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from duet._errors import MalformedCompletion, RatingError, TruncatedCompletion
 from duet._events import SectionDelta, SectionDone
-from duet._records import Completion, Cues, JointProfile, Profile, RatingScale
+from duet._records import RatingScale
+from duet._results import Completion, Cues, JointProfile, Profile
 from duet._schema import ProfileSchema, Slot, block, is_blank
 
 SectionEvent = SectionDelta | SectionDone

@@ -18,7 +18,8 @@ from duet._ledger import Ledger, digest_of, read_through
 from duet._log import log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
-from duet._records import Completion, Cues, Item, JointProfile, Outcome, User
+from duet._records import Item, User
+from duet._results import Completion, Cues, JointProfile, Outcome
 from duet._schema import ProfileSchema
 from duet._settings import Sampling
 

@@ -16,7 +16,8 @@ from typing import Literal, TypedDict
 import attrs
 
 from duet._errors import ConfigurationError, RecordError
-from duet._records import Cues, Interaction, Item, JointProfile, RatingScale, User
+from duet._records import Interaction, Item, RatingScale, User
+from duet._results import Cues, JointProfile
 from duet._schema import ProfileSchema
 
 

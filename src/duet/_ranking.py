@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from duet._concurrency import map_unordered
 from duet._profiler import JointProfiler
 from duet._recommender import Recommender, predicted
-from duet._records import Candidate, Item, User
+from duet._records import Item, User
+from duet._results import Candidate
 
 
 def rank(

@@ -15,7 +15,8 @@ from duet._errors import ConfigurationError, EndpointRejected, RatingError, Reco
 from duet._ledger import Ledger, read_through
 from duet._parser import parse_rating
 from duet._prompts import RatingMode, RatingPrompt
-from duet._records import Completion, Item, JointProfile, Rating, RatingScale, TokenLogprob, User
+from duet._records import Item, RatingScale, User
+from duet._results import Completion, JointProfile, Rating, TokenLogprob
 from duet._settings import Sampling
 
 

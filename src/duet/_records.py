@@ -1,4 +1,4 @@
-"""Frozen records: what goes into a profile and what comes out.
+"""Frozen records of what goes into a profile: interactions, users, items, examples.
 
 Ids must be usable as keys: empty ids, NUL and lone surrogates are refused. Free text is normalised instead, since logs
 of real users hold anything: NUL and lone surrogates become U+FFFD, so that every text can be encoded, stored and sent.
@@ -27,7 +27,7 @@ def _clean_or_none(value: object) -> str | None:
     return None if value is None else _clean(value)
 
 
-def _count(values: tuple[object, ...]) -> str:
+def count(values: tuple[object, ...]) -> str:
     return f"<{len(values)}>"
 
 
@@ -42,7 +42,7 @@ def _check_id(record: object, field: attrs.Attribute[str], value: object) -> Non
         )
 
 
-def _check_rating(record: object, field: attrs.Attribute[float], value: float) -> None:
+def check_rating(record: object, field: attrs.Attribute[float], value: float) -> None:
     if not math.isfinite(value):
         raise RecordError(f"{type(record).__name__}.{field.name} must be finite, got {value!r}", field=field.name)
 
@@ -54,7 +54,7 @@ def _check_time(record: object, field: attrs.Attribute[datetime | None], value: 
         )
 
 
-def _to_float(value: Any) -> float:
+def to_float(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -70,8 +70,8 @@ class RatingScale:
         maximum: Highest rating, in rating points.
     """
 
-    minimum: float = attrs.field(default=1.0, converter=_to_float)
-    maximum: float = attrs.field(default=5.0, converter=_to_float)
+    minimum: float = attrs.field(default=1.0, converter=to_float)
+    maximum: float = attrs.field(default=5.0, converter=to_float)
 
     def __attrs_post_init__(self) -> None:
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum < self.maximum):
@@ -135,7 +135,7 @@ class Interaction:
 
     user: str = attrs.field(kw_only=True, validator=_check_id)
     item: str = attrs.field(kw_only=True, validator=_check_id)
-    rating: float = attrs.field(kw_only=True, converter=_to_float, validator=_check_rating)
+    rating: float = attrs.field(kw_only=True, converter=to_float, validator=check_rating)
     title: str = attrs.field(kw_only=True, default="", converter=_clean)
     review: str = attrs.field(kw_only=True, default="", converter=_clean, repr=False)
     at: datetime | None = attrs.field(kw_only=True, default=None, validator=_check_time)
@@ -198,7 +198,7 @@ class User:
     """
 
     id: str = attrs.field(validator=_check_id)
-    history: tuple[Interaction, ...] = attrs.field(default=(), converter=_history, repr=_count)
+    history: tuple[Interaction, ...] = attrs.field(default=(), converter=_history, repr=count)
     name: str | None = attrs.field(default=None, kw_only=True, converter=_clean_or_none)
 
     def __attrs_post_init__(self) -> None:
@@ -240,7 +240,7 @@ class Item:
     """
 
     id: str = attrs.field(validator=_check_id)
-    evidence: tuple[Interaction, ...] = attrs.field(default=(), converter=_evidence, repr=_count)
+    evidence: tuple[Interaction, ...] = attrs.field(default=(), converter=_evidence, repr=count)
     title: str | None = attrs.field(default=None, kw_only=True, converter=_clean_or_none)
     attributes: tuple[tuple[str, str], ...] = attrs.field(default=(), kw_only=True, converter=_pairs)
 
@@ -288,7 +288,7 @@ class Example:
 
     user: User
     item: Item
-    rating: float = attrs.field(converter=_to_float, validator=_check_rating)
+    rating: float = attrs.field(converter=to_float, validator=check_rating)
     at: datetime | None = attrs.field(default=None, kw_only=True, validator=_check_time)
     candidates: tuple[Item, ...] = attrs.field(default=(), kw_only=True, converter=_items)
     scale: RatingScale = attrs.field(default=RatingScale(), kw_only=True)
@@ -322,187 +322,3 @@ class Example:
 
     def _without_pair(self, rows: Iterable[Interaction]) -> tuple[Interaction, ...]:
         return tuple(row for row in rows if (row.user, row.item) != (self.user.id, self.item.id))
-
-
-@attrs.frozen
-class Usage:
-    """Tokens of one generation, as the endpoint counted them.
-
-    Args:
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens generated.
-        cached_tokens: Of the prompt's tokens, those served from the prefix cache.
-        estimated: True where the endpoint gave no usage and the numbers are ours (four characters a token in the
-            prompt, one token a chunk in a stream).
-    """
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = attrs.field(default=0, kw_only=True)
-    estimated: bool = attrs.field(default=False, kw_only=True)
-
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
-
-
-@attrs.frozen
-class TokenLogprob:
-    """One generated token and what could have stood in its place.
-
-    Args:
-        token: Its text, as the endpoint writes it: a leading space is kept.
-        logprob: Natural logarithm of its probability.
-        top_logprobs: The likeliest tokens in its place as (token, logprob), in the endpoint's order; empty where none
-            were asked for.
-    """
-
-    token: str
-    logprob: float
-    top_logprobs: tuple[tuple[str, float], ...] = ()
-
-
-@attrs.frozen
-class Completion:
-    """One finished generation.
-
-    Args:
-        text: The answer, without what the endpoint itself split off as reasoning.
-        finish_reason: "stop", "length", "content_filter", or None where the endpoint gave none.
-        model: Model name as the endpoint reports it.
-        usage: Tokens spent.
-        logprobs: One entry a token where they were asked for.
-        reasoning: What the endpoint split off (``reasoning_content``).
-        from_ledger: True where it was not asked for now: its usage was paid before.
-    """
-
-    text: str = attrs.field(repr=False)
-    finish_reason: str | None = attrs.field(default="stop", kw_only=True)
-    model: str = attrs.field(default="", kw_only=True)
-    usage: Usage | None = attrs.field(default=None, kw_only=True)
-    logprobs: tuple[TokenLogprob, ...] = attrs.field(default=(), kw_only=True, repr=_count)
-    reasoning: str = attrs.field(default="", kw_only=True, repr=False)
-    from_ledger: bool = attrs.field(default=False, kw_only=True, eq=False)
-
-
-@attrs.frozen
-class Cues:
-    """The short cues of both sides (DUET, stage 1).
-
-    Args:
-        user: What matters most in the history; None where this side was not asked for.
-        item: What matters most in the evidence; None where this side was not asked for.
-    """
-
-    user: str | None = None
-    item: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Profile:
-    """One side of a joint profile.
-
-    Args:
-        text: The profile itself: the section tagged ``<profile>``.
-        cue: Short cues it grew from; None where the schema has no such section.
-        constructed_prompt: What the model asked itself to write; None where the schema has no such section.
-    """
-
-    text: str
-    cue: str | None = None
-    constructed_prompt: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class JointProfile:
-    """What one generation made of a user and an item.
-
-    Args:
-        user: None where the schema leaves this side out.
-        item: None where the schema leaves this side out.
-        completion: The whole text as it came: `RewardEnv.score` takes it.
-        model: Model name as the endpoint reports it.
-        usage: Tokens spent.
-        from_ledger: True where the completion was not asked for now: its usage was paid before.
-    """
-
-    user: Profile | None = None
-    item: Profile | None = None
-    completion: str = attrs.field(default="", repr=False)
-    model: str = ""
-    usage: Usage | None = None
-    from_ledger: bool = attrs.field(default=False, eq=False)
-
-
-@attrs.frozen
-class Rating:
-    """A predicted rating.
-
-    Args:
-        value: In rating points.
-        text: The recommender's own words, where it has any.
-        probabilities: (rating, probability) pairs, ascending, where it gives a distribution.
-        usage: Tokens spent.
-    """
-
-    value: float = attrs.field(converter=_to_float, validator=_check_rating)
-    text: str = attrs.field(default="", kw_only=True)
-    probabilities: tuple[tuple[float, float], ...] = attrs.field(default=(), kw_only=True)
-    usage: Usage | None = attrs.field(default=None, kw_only=True)
-
-
-@attrs.frozen
-class Reward:
-    """What one completion earned.
-
-    Args:
-        value: The weighted sum of the terms; the format penalty for a completion that is no profile; None where nothing
-            can be said of the policy (then leave the sample out: it is not a zero).
-        rating: What the recommender predicted, where a term asked one.
-        terms: Name to value, before weighting; do not change.
-        error: What went wrong, if anything did.
-    """
-
-    value: float | None
-    rating: Rating | None = attrs.field(default=None, kw_only=True)
-    terms: Mapping[str, float] = attrs.field(factory=dict, kw_only=True, hash=False)
-    error: Exception | None = attrs.field(default=None, kw_only=True, eq=False)
-
-
-@attrs.frozen(kw_only=True)
-class Outcome:
-    """What became of one pair of a bulk run: a profile or an error, never neither.
-
-    Args:
-        index: Place of the pair in the input, from 0.
-        user: The pair's user; None where the input was no pair.
-        item: The pair's item; None where the input was no pair.
-        profile: The profile, or None.
-        error: Why there is none, or None.
-    """
-
-    index: int
-    user: User | None = None
-    item: Item | None = None
-    profile: JointProfile | None = None
-    error: Exception | None = attrs.field(default=None, eq=False)
-
-
-@attrs.frozen(kw_only=True)
-class Candidate:
-    """What became of one item that was ranked for a user.
-
-    Args:
-        index: Place of the item in the input, from 0.
-        item: The item.
-        profile: The joint profile made for it, or None.
-        rating: What the recommender predicts, or None.
-        error: Why there is none, or None.
-    """
-
-    index: int
-    item: Item
-    profile: JointProfile | None = None
-    rating: Rating | None = None
-    error: Exception | None = attrs.field(default=None, eq=False)

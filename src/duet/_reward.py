@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from duet._errors import CompletionError, ConfigurationError, DuetError, RatingError
 from duet._parser import parse_profile
-from duet._records import Completion, Example, JointProfile, Reward
+from duet._records import Example
+from duet._results import Completion, JointProfile, Reward
 from duet._schema import ProfileSchema
 from duet._terms import RewardTerm, TermScore
 
@@ -36,13 +37,7 @@ class RewardEnv:
         format_penalty: float = -1.0,
         strict_paper: bool = False,
     ) -> None:
-        for term in [terms] if hasattr(terms, "score") else terms:
-            if not hasattr(term, "name") or terms is term:
-                raise ConfigurationError("terms must be a sequence of reward terms, as in [RatingReward(recommender)]")
-        names = [term.name for term in terms]
-        if not names or len(set(names)) < len(names):
-            raise ConfigurationError(f"a RewardEnv needs terms of different names, got {names!r}")
-        self._terms = tuple(terms)
+        self._terms = _checked(terms)
         self._schema = schema
         self._format_penalty = format_penalty
         self._strict_paper = strict_paper
@@ -108,6 +103,15 @@ class RewardEnv:
             return Reward(value, rating=rating, terms=values)
         penalty = self._format_penalty if self._strict_paper and isinstance(error, RatingError) else None
         return Reward(penalty, rating=rating, terms=values, error=error)
+
+
+def _checked(terms: Sequence[RewardTerm]) -> tuple[RewardTerm, ...]:
+    if hasattr(terms, "score") or not all(hasattr(term, "name") for term in terms):
+        raise ConfigurationError("terms must be a sequence of reward terms, as in [RatingReward(recommender)]")
+    names = [term.name for term in terms]
+    if not names or len(set(names)) < len(names):
+        raise ConfigurationError(f"a RewardEnv needs terms of different names, got {names!r}")
+    return tuple(terms)
 
 
 async def _score(term: RewardTerm, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:

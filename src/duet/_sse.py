@@ -11,7 +11,7 @@ from typing import Any
 
 import jiter
 
-from duet._records import Completion, TokenLogprob, Usage
+from duet._results import Completion, TokenLogprob, Usage
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"

@@ -12,7 +12,8 @@ from duet._concurrency import map_unordered
 from duet._errors import ConfigurationError
 from duet._log import log
 from duet._recommender import Recommender, predicted
-from duet._records import Example, JointProfile, Rating, RatingScale
+from duet._records import Example, RatingScale
+from duet._results import JointProfile, Rating
 
 
 @attrs.frozen

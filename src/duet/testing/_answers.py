@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import attrs
 
 from duet._errors import ConfigurationError
-from duet._records import TokenLogprob
+from duet._results import TokenLogprob
 from duet._schema import ProfileSchema, block
 from duet.testing._http import closes, parse_headers
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from duet._records import TokenLogprob
+from duet._results import TokenLogprob
 from duet._wire import encode
 from duet.testing._answers import Answer, Fault
 from duet.testing._http import Refusal, Request

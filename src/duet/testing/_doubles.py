@@ -10,7 +10,8 @@ import anyio.lowlevel
 from duet._errors import ConfigurationError
 from duet._events import GenerationEnd, TextDelta
 from duet._prompts import Message
-from duet._records import Completion, Item, JointProfile, Rating, Usage, User
+from duet._records import Item, User
+from duet._results import Completion, JointProfile, Rating, Usage
 from duet._settings import Sampling
 
 ScriptedAnswer = str | Completion | Exception

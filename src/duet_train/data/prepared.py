@@ -231,6 +231,12 @@ SELECT request, row, user_id, item_id, rating, timestamp, review, title FROM (
 JOIN interactions USING (row) LEFT JOIN items USING (item_id)
 ORDER BY request, row
 """
+_STORE = """
+CREATE TABLE requests AS
+SELECT unnest(range(len($item_id))) AS request, unnest($item_id::VARCHAR[]) AS item_id,
+       unnest($before::DOUBLE[]) AS before, unnest($exclude_user::VARCHAR[]) AS exclude_user,
+       unnest($split::VARCHAR[]) AS split
+"""
 _CODES = """
 CREATE TABLE users AS SELECT row_number() OVER () - 1 AS u, user_id FROM
     (SELECT DISTINCT user_id FROM interactions ORDER BY user_id);
@@ -293,15 +299,13 @@ def _instant(timestamp: float | None) -> datetime | None:
 
 
 def _store_requests(db: duckdb.DuckDBPyConnection, requests: Sequence[ItemRequest]) -> None:
-    db.execute(
-        "CREATE TABLE requests (request BIGINT, item_id VARCHAR, before DOUBLE, exclude_user VARCHAR, split VARCHAR)"
-    )
-    rows = [
-        (place, one.item_id, None if one.before is None else one.before.timestamp(), one.exclude_user, one.split)
-        for place, one in enumerate(requests)
-    ]
-    if rows:
-        db.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", rows)
+    columns = {
+        "item_id": [one.item_id for one in requests],
+        "before": [None if one.before is None else one.before.timestamp() for one in requests],
+        "exclude_user": [one.exclude_user for one in requests],
+        "split": [one.split for one in requests],
+    }
+    db.execute(_STORE, columns)
 
 
 def _records(
