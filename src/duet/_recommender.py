@@ -61,6 +61,7 @@ class LLMRecommender:
             "decimal" asks for two decimals; "integer" for a whole number.
         scale: Where the rating lies. "expected" uses its whole numbers.
         recent: How many of the user's most recent raw interactions stand beside the profile.
+        review_chars: Characters of each review in them.
         sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode; a rating
             that is not among `top_logprobs` counts as impossible, so ask for more where the engine gives more than 20.
         ledger: Where finished generations are kept and looked up.
@@ -73,11 +74,12 @@ class LLMRecommender:
         mode: RatingMode = "expected",
         scale: RatingScale = RatingScale(),
         recent: int = 0,
+        review_chars: int = 200,
         sampling: Sampling = Sampling(temperature=0.0, seed=42),
         ledger: Ledger | None = None,
     ) -> None:
         self._endpoint = endpoint
-        self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent)
+        self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars)
         self.scale: RatingScale = scale
         self._ledger = ledger
         # OpenAI's reasoning models refuse max_tokens, so a limit under the other name is left as it is.

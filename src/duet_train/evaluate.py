@@ -238,6 +238,7 @@ def _recommender(
         mode=args.mode,
         scale=rows[0].example.scale,
         recent=10,
+        review_chars=args.review_chars,
         sampling=Sampling(temperature=0.0, seed=42, top_logprobs=200 if args.local else None),
         ledger=ledger,
     )
