@@ -19,6 +19,7 @@ import anyio
 import pytest
 
 from duet import ProfileSchema, TokenLogprob
+from duet.__main__ import main
 from duet.testing import Answer, FakeServer, Request, completion_text, sample_examples
 
 SAMPLE = str(files("duet") / "sample")
@@ -261,6 +262,21 @@ def test_profile_fails_when_no_pair_succeeds(pairs: Path) -> None:
     assert (done.returncode, len(objects(done.stdout))) == (1, 5)
 
 
+@pytest.fixture
+def _without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no endpoint."""
+    for name in os.environ.keys() - ENVIRON.keys():
+        monkeypatch.delenv(name)
+
+
+def exit_code(arguments: list[str]) -> int | str | None:
+    """Run a command in this process, which spares the 0.3 s in which another one starts; the exit code."""
+    try:
+        return main(arguments)
+    except SystemExit as exc:
+        return exc.code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -288,11 +304,12 @@ def test_profile_fails_when_no_pair_succeeds(pairs: Path) -> None:
         ("profile --base-url http://127.0.0.1:9/v1 --model m --data /missing --pairs x", "/missing"),
     ],
 )
-def test_wrong_usage_is_exit_code_two(arguments: str, message: str) -> None:
-    """What cannot be run is exit code 2, with the reason on stderr, no traceback, and nothing on stdout."""
-    done = duet(*arguments.format(sample=SAMPLE).split())
-    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False)
-    assert message in done.stderr
+@pytest.mark.usefixtures("_without_settings")
+def test_wrong_usage_is_exit_code_two(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be run is exit code 2, with the reason on stderr, no exception, and nothing on stdout."""
+    assert exit_code(arguments.format(sample=SAMPLE).split()) == 2
+    told = capsys.readouterr()
+    assert (told.out, message in told.err) == ("", True)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["profile", "--help"]], ids=" ".join)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,7 @@ def test_interrupt_stops_the_statement(tmp_path: Path, monkeypatch: pytest.Monke
         begin("reading")
         db.execute("SELECT sum(hash(a.range, b.range)) FROM range(10000000) a, range(10000000) b")
 
-    def interrupt(thread: threading.Thread) -> None:
+    def interrupt() -> None:
         time.sleep(0.2)
         raise KeyboardInterrupt
 

@@ -56,7 +56,7 @@ def test_last_row_of_each_user_is_the_test(name: str, tmp_path: Path) -> None:
     data = prepared(name, tmp_path / "out", Settings(core=0, split="leave-last-one-out"))
     users = data.matrix("test").users.tolist()
     assert len(set(users)) == len(users)
-    sizes = [len(data.matrix(split).users) for split in ("train", "validation", "test")]  # type: ignore[arg-type]
+    sizes = [len(data.matrix(split).users) for split in ("train", "validation", "test")]
     assert (sum(sizes), sizes[1]) == (facts_of(name)["interactions"], facts_of(name)["users_ge3"])
 
 
@@ -76,5 +76,5 @@ def test_own_review_is_in_no_prompt(name: str, tmp_path: Path) -> None:
 
 def _rows(data: Prepared) -> list[Any]:
     """Rows that later items and histories show: enough to know many targets' own words."""
-    late = [one.example for split in ("validation", "test") for one in data.examples(split)]  # type: ignore[arg-type]
+    late = [one.example for split in ("validation", "test") for one in data.examples(split)]
     return [row for example in late for row in (*example.user.history, *example.item.evidence)]

@@ -33,7 +33,7 @@ def agrees(log: list[Rated], asked: Settings) -> bool:
     return result.examples == examples(rows, names, asked)
 
 
-@hypothesis_settings(deadline=None, max_examples=80)
+@hypothesis_settings(deadline=None, max_examples=50)
 @given(logs(), settings())
 def test_examples_are_the_defined_ones(log: list[Rated], asked: Settings) -> None:
     """History, evidence, their lengths and the order of examples are those of the plain definition."""

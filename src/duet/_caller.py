@@ -206,8 +206,10 @@ class Exchange:
         if self.is_html or body.lstrip()[:1] == b"<":
             hint = "answered with a web page: does base_url end in the API's path (often /v1)?"
             return self._typed(status, hint, self._retry_after())
-        hint = " (does base_url end in the API's path, often /v1?)" if status == 404 else ""
-        return self._typed(status, _message_of(body) + hint, self._retry_after())
+        message = _message_of(body)
+        if status == 404 and "model" not in message.lower():
+            message += " (does base_url end in the API's path, often /v1?)"
+        return self._typed(status, message, self._retry_after())
 
     def _retry_after(self) -> float | None:
         return parse_retry_after(self._answer.headers, time.time())

@@ -31,7 +31,9 @@ def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:
 async def choose(
     endpoint: Endpoint, profile: str, titles: Sequence[str], *, sampling: Sampling, ledger: Ledger | None
 ) -> list[float]:
-    """How likely the model finds each item: log-probabilities of the letters, nan where one is not among the likeliest.
+    """How likely the model finds each item: the log-probability of its letter.
+
+    A letter that is not among the likeliest tokens is less likely than any that is, and not unknown: it gets −inf.
 
     Args:
         endpoint: What answers; it must give log-probabilities.
@@ -50,9 +52,11 @@ async def choose(
     else:
         completion = await ledger.generate(endpoint, messages, sampling)
     likely: dict[str, float] = {}
-    for token, logprob in completion.logprobs[0].top_logprobs if completion.logprobs else ():
-        likely[token.strip()] = max(logprob, likely.get(token.strip(), -math.inf))
-    scores = [likely.get(letter, math.nan) for letter in string.ascii_uppercase[: len(titles)]]
-    if all(map(math.isnan, scores)):
+    for first in completion.logprobs[:1]:
+        # Some servers leave the token they chose out of the likeliest.
+        for token, logprob in (*first.top_logprobs, (first.token, first.logprob)):
+            likely[token.strip()] = max(logprob, likely.get(token.strip(), -math.inf))
+    scores = [likely.get(letter, -math.inf) for letter in string.ascii_uppercase[: len(titles)]]
+    if max(scores) == -math.inf:
         raise RatingError("no letter is among the likeliest tokens", text=completion.text)
     return scores

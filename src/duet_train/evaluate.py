@@ -7,8 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,20 @@ import anyio
 import attrs
 import numpy as np
 
-from duet import (
-    ConfigurationError,
-    Embedder,
-    Endpoint,
-    HTTPEmbedder,
-    HTTPEndpoint,
-    JointPrompt,
-    Ledger,
-    LLMRecommender,
-    ProfileSchema,
-    Sampling,
-    local,
-)
+from duet import ConfigurationError
 from duet_train.baselines import Profiler
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.extras import catalogue_table, choice_table, text_table
 from duet_train.figures import assemble, check_leaks, gold_of, model_free
 from duet_train.judging import Judgement, judge, rejudge
-from duet_train.methods import METHODS, Tools, build
+from duet_train.methods import METHODS, CountingLedger, Tools, build
+from duet_train.negatives import CandidateSet
 from duet_train.ranking import Catalogue, method_scores, ranking_figures
 from duet_train.tables import markdown
+from duet_train.tools import address_and_model, check_options, names, open_second, open_tools
 
 Step = Callable[[], object]
+Counted = tuple[Profiler, CountingLedger]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _evaluate(args: argparse.Namespace) -> int:
+    check_options(args)
     data = Prepared.open(args.data)
     rows = data.examples(args.split, sample=args.sample, seed=args.seed)
     if not rows:
@@ -94,37 +85,52 @@ async def _evaluate(args: argparse.Namespace) -> int:
     check_leaks(rows)
     gold, catalogue = gold_of(data, rows), Catalogue.of(data)
     baselines = model_free(data, rows, gold)
+    sets = _candidates(args, rows, catalogue)
     args.out.mkdir(parents=True, exist_ok=True)
     _write(args.out / "rows.json", {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]})
-    async with _open_tools(args, data, rows) as tools:
-        methods = {name: build(name, tools) for name in _names(args.methods)}
+    async with open_tools(args, data, rows) as tools:
+        methods = {name: _counted(name, tools) for name in names(args.methods)}
         judged = await _judge(args, rows, methods, tools)
         results = assemble(gold, baselines, judged)
         results["facts"] = _facts(args, data, rows, results["best_baseline"])
+        if args.transfer_to:
+            second = await _transfer(args, data, rows, judged, tools)
+            results["transfer"] = assemble(gold, baselines, second)["methods"]
         results["texts"] = await text_table(rows, judged, tools)
+        results["ranking"] = await _rank(args, data, rows, sets, methods, catalogue, tools)
         results["catalogue"] = await catalogue_table(data, rows, judged, catalogue, tools)
-        if args.ranking:
-            results["ranking"] = await _rank(args, data, rows[: args.ranking], methods, catalogue, tools)
         if args.choice:
             results["choice"] = await choice_table(data, rows, judged, catalogue, tools, seed=args.seed)
-        if args.transfer_to:
-            results["transfer"] = assemble(gold, baselines, await _transfer(args, rows, judged, tools))["methods"]
     _write(args.out / "results.json", results)
     text = markdown(results)
     (args.out / "results.md").write_text(text, encoding="utf-8")
-    print(text)
+    print(text, end="")
     return 0 if any(not np.isnan(one.predicted).all() for one in judged.values()) else 1
 
 
+def _candidates(
+    args: argparse.Namespace, rows: Sequence[PreparedExample], catalogue: Catalogue
+) -> dict[str, list[CandidateSet]]:
+    """By kind; drawn before any model is asked, since too small a catalogue has none."""
+    kinds = names(args.negatives) if args.ranking else []
+    return {kind: [catalogue.candidates(row, kind, args.seed) for row in rows[: args.ranking]] for kind in kinds}
+
+
+def _counted(name: str, tools: Tools) -> Counted:
+    ledger = CountingLedger(tools.ledger)
+    return build(name, attrs.evolve(tools, ledger=ledger)), ledger
+
+
 async def _judge(
-    args: argparse.Namespace, rows: Sequence[PreparedExample], methods: Mapping[str, Profiler], tools: Tools
+    args: argparse.Namespace, rows: Sequence[PreparedExample], methods: Mapping[str, Counted], tools: Tools
 ) -> dict[str, Judgement]:
     judged = {}
-    for name, profiler in methods.items():
+    for name, (profiler, ledger) in methods.items():
         with _bar(name, 4 * len(rows)) as step:
-            judged[name] = await judge(
+            found = await judge(
                 rows, profiler, tools.recommender, concurrency=tools.concurrency, seed=args.seed, step=step
             )
+        judged[name] = attrs.evolve(found, calls=ledger.calls)
     return judged
 
 
@@ -132,127 +138,47 @@ async def _rank(
     args: argparse.Namespace,
     data: Prepared,
     rows: Sequence[PreparedExample],
-    methods: Mapping[str, Profiler],
+    sets: Mapping[str, Sequence[CandidateSet]],
+    methods: Mapping[str, Counted],
     catalogue: Catalogue,
     tools: Tools,
 ) -> dict[str, Any]:
-    chosen = _names(args.ranking_methods) if args.ranking_methods else list(methods)
     tables: dict[str, Any] = {}
-    for kind in _names(args.negatives):
-        sets = [catalogue.candidates(row, kind, args.seed) for row in rows]
-        records = [one.record(data.matrix("train").user_ids, catalogue.item_ids) for one in sets]
-        _write(args.out / f"candidates-{kind}.json", {"ease": catalogue.model.record(), "sets": records})
-        tables[kind] = {"ease": ranking_figures([catalogue.ease_scores(one) for one in sets], sets)}
-        for name in chosen:
-            with _bar(f"{name}, {kind}", sum(len(one.items) for one in sets)) as step:
+    for kind, drawn in sets.items():
+        _write(args.out / f"candidates-{kind}.json", catalogue.record(drawn))
+        tables[kind] = {"ease": ranking_figures([catalogue.ease_scores(one) for one in drawn], drawn)}
+        for name in names(args.ranking_methods or args.methods):
+            with _bar(f"{name}, {kind}", sum(len(one.items) for one in drawn)) as step:
                 scores = await method_scores(
                     data,
-                    rows,
-                    sets,
+                    rows[: len(drawn)],
+                    drawn,
                     catalogue.item_ids,
-                    methods[name],
+                    methods[name][0],
                     tools.recommender,
+                    split=args.split,
                     concurrency=tools.concurrency,
                     step=step,
                 )
-            tables[kind][name] = ranking_figures(scores, sets)
+            tables[kind][name] = ranking_figures(scores, drawn)
     return tables
 
 
 async def _transfer(
-    args: argparse.Namespace, rows: Sequence[PreparedExample], judged: Mapping[str, Judgement], tools: Tools
+    args: argparse.Namespace,
+    data: Prepared,
+    rows: Sequence[PreparedExample],
+    judged: Mapping[str, Judgement],
+    tools: Tools,
 ) -> dict[str, Judgement]:
-    address, model = _two(args.transfer_to, "--transfer-to")
     again = {}
-    async with HTTPEndpoint(address, model, api_key=_key(args)) as endpoint:
-        recommender = _recommender(args, endpoint, rows, tools.ledger)
+    async with open_second(args, data, tools.ledger) as recommender:
         for name, one in judged.items():
             with _bar(f"{name}, transfer", 3 * len(rows)) as step:
                 again[name] = await rejudge(
-                    rows, one, recommender, concurrency=tools.concurrency, seed=args.seed, step=step
+                    rows, one, recommender, concurrency=args.concurrency, seed=args.seed, step=step
                 )
     return again
-
-
-@asynccontextmanager
-async def _open_tools(
-    args: argparse.Namespace, data: Prepared, rows: Sequence[PreparedExample]
-) -> AsyncIterator[Tools]:
-    prompt = JointPrompt(
-        schema=ProfileSchema(max_chars=args.section_chars),
-        history_limit=args.shown,
-        evidence_limit=args.shown,
-        review_chars=args.review_chars,
-        scale=data.scale,
-    )
-    async with AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(Ledger(args.out / "ledger.sqlite"))
-        default, endpoint_of = await _endpoints(args, prompt, rows, stack)
-        judge_endpoint = default
-        if args.recommender_base_url or args.recommender_model:
-            address = args.recommender_base_url or args.base_url
-            found = HTTPEndpoint(address, args.recommender_model or args.model, api_key=_key(args))
-            judge_endpoint = await stack.enter_async_context(found)
-        yield Tools(
-            endpoint=endpoint_of,
-            recommender=_recommender(args, judge_endpoint, rows, ledger),
-            judge=judge_endpoint,
-            ledger=ledger,
-            prompt=prompt,
-            sampling=Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed),
-            constrained=args.constrained or args.local,
-            domain=args.domain,
-            embedder=await _embedder(args, stack),
-            concurrency=min(4, args.concurrency) if args.local else args.concurrency,
-        )
-
-
-async def _endpoints(
-    args: argparse.Namespace, prompt: JointPrompt, rows: Sequence[PreparedExample], stack: AsyncExitStack
-) -> tuple[Endpoint, Callable[[str | None], Endpoint]]:
-    """The endpoint for all, and the way to one for another model."""
-    if args.local:
-        prompts = (prompt.render(row.profile_user, row.example.item) for row in rows)
-        context = local.context_for(prompts, args.max_tokens) + 512  # baselines ask in more words
-        engine = await stack.enter_async_context(local.engine(parallel=4, context=context))
-        return engine, lambda model: engine
-    if not (args.base_url and args.model):
-        raise ConfigurationError(
-            "--base-url and --model name the profiler's endpoint; --local takes the embedded engine"
-        )
-
-    def endpoint_of(model: str | None) -> HTTPEndpoint:
-        endpoint = HTTPEndpoint(args.base_url, model or args.model, api_key=_key(args), engine=args.engine)
-        stack.push_async_callback(endpoint.aclose)
-        return endpoint
-
-    return endpoint_of(None), endpoint_of
-
-
-def _recommender(
-    args: argparse.Namespace, endpoint: Endpoint, rows: Sequence[PreparedExample], ledger: Ledger
-) -> LLMRecommender:
-    # `recent` is the most it would show; which rows it may show is decided by the user it is given.
-    return LLMRecommender(
-        endpoint,
-        mode=args.mode,
-        scale=rows[0].example.scale,
-        recent=10,
-        review_chars=args.review_chars,
-        sampling=Sampling(temperature=0.0, seed=42, top_logprobs=200 if args.local else None),
-        ledger=ledger,
-    )
-
-
-async def _embedder(args: argparse.Namespace, stack: AsyncExitStack) -> Embedder | None:
-    if args.embedder is None:
-        return None
-    if args.embedder == "minilm":
-        from duet_train.minilm import MiniLM
-
-        return MiniLM()
-    address, model = _two(args.embedder, "--embedder")
-    return await stack.enter_async_context(HTTPEmbedder(address, model, api_key=_key(args)))
 
 
 def _facts(
@@ -261,31 +187,19 @@ def _facts(
     """What a reader of the tables must know."""
     settings = data.settings
     timed = rows[0].example.at is not None
+    second = address_and_model(args.transfer_to, "--transfer-to")[1] if args.transfer_to else "none"
     return {
         "rows": f"{len(rows)} of split {args.split}, seed {args.seed}",
         "split": f"{settings['split']}, {settings['histories']}, {'by time' if timed else 'in file order'}",
         "history": f"at most {settings['history']} rows, and {settings['recent']} raw ones after them",
         "prompt": f"at most {args.shown} rows a side, {args.review_chars} characters a review",
         "profiler": "embedded SmolLM2-135M" if args.local else args.model,
-        "recommender": args.recommender_model or ("the same" if args.local else args.model) + f", mode {args.mode}",
+        "recommender": f"{args.recommender_model or 'the same'}, mode {args.mode}",
+        "second recommender": second,
+        "embedder": args.embedder or "none",
         "intervals": "95 %, bootstrap over rows; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _two(text: str, option: str) -> tuple[str, str]:
-    address, comma, model = text.rpartition(",")
-    if not comma or not address or not model:
-        raise ConfigurationError(f"{option} must look like http://127.0.0.1:8000/v1,NAME, got {text!r}")
-    return address, model
-
-
-def _key(args: argparse.Namespace) -> str | None:
-    return os.environ.get(args.api_key_env) or None
 
 
 class _bar:
@@ -304,7 +218,7 @@ class _bar:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(_finite(value), ensure_ascii=False, indent=1, default=str)
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=1, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
@@ -314,8 +228,6 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
-    if attrs.has(type(value)):
-        return _finite(attrs.asdict(value))
     if isinstance(value, np.generic):
         return _finite(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,12 +13,15 @@ from duet import DuetError, Interaction, JointProfile, Sampling
 from duet_train.choice import choose
 from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample
 from duet_train.intervals import mean_interval
-from duet_train.judging import Judgement, in_order
+from duet_train.judging import Floats, Judgement, Made, in_order
 from duet_train.methods import Tools
-from duet_train.profile_metrics import coverage
+from duet_train.negatives import CandidateSet
+from duet_train.profile_metrics import STOP_WORDS, coverage
 from duet_train.ranking import Catalogue
 from duet_train.ranking_metrics import hit_rate_at_k
 from duet_train.retrieval import alignment_figures, catalogue_figures, embed_all, item_text, user_text
+
+Written = Sequence[tuple[PreparedExample, JointProfile]]
 
 
 async def text_table(rows: Sequence[PreparedExample], judged: Mapping[str, Judgement], tools: Tools) -> dict[str, Any]:
@@ -31,34 +34,43 @@ async def text_table(rows: Sequence[PreparedExample], judged: Mapping[str, Judge
     """
     table: dict[str, Any] = {}
     for name, one in judged.items():
-        written = [(row, made.profile) for row, made in zip(rows, one.made, strict=True) if _both(made.profile)]
-        if len(written) < 2:
-            continue
-        table[name] = _coverages(written)
-        if tools.embedder is not None:
-            users = await embed_all(tools.embedder, [user_text(profile) for _, profile in written], lambda: None)
-            items = await embed_all(tools.embedder, [_item_profile(profile) for _, profile in written], lambda: None)
-            table[name] |= alignment_figures(users, items)
+        profiles = [(row, made.profile) for row, made in zip(rows, one.made, strict=True) if made.profile is not None]
+        if any(user_text(profile) or _item_profile(profile) for _, profile in profiles):
+            table[name] = _coverages(profiles) | await _alignment(profiles, tools)
     return table
 
 
-def _coverages(written: Sequence[tuple[PreparedExample, JointProfile | None]]) -> dict[str, float]:
+def _coverages(profiles: Written) -> dict[str, float]:
+    """Mean coverage of each side, without and with stop words; nan for a side that was not written."""
     figures: dict[str, float] = {}
-    for name, stop_words in (("", None), ("_all", frozenset[str]())):
-        options: dict[str, Any] = {} if stop_words is None else {"stop_words": stop_words}
-        users = [coverage(user_text(made), _words(row.profile_user.history), **options) for row, made in written]
-        items = [
-            coverage(_item_profile(made), [*_words(row.example.item.evidence), item_text(row.example.item)], **options)
-            for row, made in written
+    for name, stop_words in (("", STOP_WORDS), ("_all", frozenset[str]())):
+        users = [
+            coverage(user_text(profile), _words(row.profile_user.history), stop_words=stop_words)
+            for row, profile in profiles
         ]
-        figures |= {f"coverage_user{name}": float(np.nanmean(users)), f"coverage_item{name}": float(np.nanmean(items))}
+        items = [coverage(_item_profile(profile), _item_words(row), stop_words=stop_words) for row, profile in profiles]
+        figures |= {f"coverage_user{name}": _known_mean(users), f"coverage_item{name}": _known_mean(items)}
     return figures
+
+
+async def _alignment(profiles: Written, tools: Tools) -> dict[str, float]:
+    """Cosines of the profiles that have both sides."""
+    pairs = [
+        (user_text(profile), _item_profile(profile))
+        for _, profile in profiles
+        if user_text(profile) and _item_profile(profile)
+    ]
+    if tools.embedder is None or len(pairs) < 2:
+        return {}
+    users = await embed_all(tools.embedder, [user for user, _ in pairs], lambda: None)
+    items = await embed_all(tools.embedder, [item for _, item in pairs], lambda: None)
+    return alignment_figures(users, items)
 
 
 async def catalogue_table(
     data: Prepared, rows: Sequence[PreparedExample], judged: Mapping[str, Judgement], catalogue: Catalogue, tools: Tools
 ) -> dict[str, Any]:
-    """The user's profile against every item by embedding (LangPTune, BLUE).
+    """The user's profile against every item by embedding (LangPTune, BLUE), and what a random order would give.
 
     Args:
         data: Where the items are.
@@ -71,14 +83,20 @@ async def catalogue_table(
         return {}
     items = data.items(ItemRequest(item_id) for item_id in catalogue.item_ids)
     vectors = await embed_all(tools.embedder, [item_text(item) for item in items], lambda: None)
+
+    def figures(shown: Sequence[PreparedExample], users: Floats) -> dict[str, Any]:
+        positives = [catalogue.item_codes[row.example.item.id] for row in shown]
+        return catalogue_figures(users, vectors, positives, [catalogue.had(row) for row in shown])
+
     table: dict[str, Any] = {}
     for name, one in judged.items():
         written = [(row, text) for row, made in zip(rows, one.made, strict=True) if (text := user_text(made.profile))]
         if written:
             users = await embed_all(tools.embedder, [text for _, text in written], lambda: None)
-            positives = [catalogue.item_codes[row.example.item.id] for row, _ in written]
-            seen = [[catalogue.item_codes[one.item] for one in row.example.user.history] for row, _ in written]
-            table[name] = catalogue_figures(users, vectors, positives, seen)
+            table[name] = figures([row for row, _ in written], users)
+    if table:
+        # Every item at the same distance: ties are resolved in expectation.
+        table["random order"] = figures(rows, np.zeros((len(rows), vectors.shape[1])))
     return table
 
 
@@ -96,44 +114,61 @@ async def choice_table(
     Args:
         data: Where the items are.
         rows: What was profiled.
-        judged: By method.
+        judged: By method; those that write of no user are left out.
         catalogue: Draws the candidates.
         tools: The recommender's endpoint answers.
         seed: Of the candidates.
     """
     sets = [catalogue.candidates(row, "random", seed) for row in rows]
-    wanted = sorted({catalogue.item_ids[code] for one in sets for code in one.items})
-    items = data.items(ItemRequest(item_id) for item_id in wanted)
-    titles = {item.id: item.title or item.id for item in items}
-    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20)
+    titles = _titles(data, catalogue, sets)
     table = {}
     for name, one in judged.items():
-
-        async def hit(index: int, one: Judgement = one) -> float:
-            text = user_text(one.made[index].profile)
-            options = [titles[catalogue.item_ids[code]] for code in sets[index].items]
-            if not text:
-                return math.nan
-            try:
-                scores = await choose(tools.judge, text, options, sampling=sampling, ledger=tools.ledger)
-            except DuetError:
-                return math.nan
-            return hit_rate_at_k(scores, sets[index].position, 1)
-
-        hits = np.array(await in_order(hit, range(len(rows)), tools.concurrency, lambda: None))
-        found = hits[~np.isnan(hits)]
-        if found.size:
-            table[name] = {"accuracy": attrs.asdict(mean_interval(found)), "failed": int(np.isnan(hits).sum())}
+        if any(made.profile is None or made.profile.user is not None for made in one.made):
+            hits = await _hits(one.made, sets, titles, tools)
+            found = hits[~np.isnan(hits)]
+            table[name] = {"accuracy": attrs.asdict(mean_interval(found)), "failed": hits.size - found.size}
     return table
 
 
-def _both(profile: JointProfile | None) -> bool:
-    return profile is not None and profile.user is not None and profile.item is not None
+def _titles(data: Prepared, catalogue: Catalogue, sets: Sequence[CandidateSet]) -> list[list[str]]:
+    """The titles of each row's candidates; the id of an item that has none."""
+    wanted = sorted({code for one in sets for code in one.items})
+    items = data.items(ItemRequest(catalogue.item_ids[code]) for code in wanted)
+    titles = {code: item.title or item.id for code, item in zip(wanted, items, strict=True)}
+    return [[titles[code] for code in one.items] for one in sets]
 
 
-def _item_profile(profile: JointProfile | None) -> str:
-    return profile.item.text if profile is not None and profile.item is not None else ""
+async def _hits(
+    made: Sequence[Made], sets: Sequence[CandidateSet], titles: Sequence[Sequence[str]], tools: Tools
+) -> Floats:
+    """1 for each row where the likeliest letter is the right one, a share where it ties; nan where there is none."""
+    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20)
+
+    async def hit(row: int) -> float:
+        text = user_text(made[row].profile)
+        if not text:
+            return math.nan
+        try:
+            scores = await choose(tools.judge, text, titles[row], sampling=sampling, ledger=tools.ledger)
+        except DuetError:
+            return math.nan
+        return hit_rate_at_k(scores, sets[row].position, 1)
+
+    return np.array(await in_order(hit, range(len(sets)), tools.concurrency, lambda: None), dtype=np.float64)
+
+
+def _item_profile(profile: JointProfile) -> str:
+    return profile.item.text if profile.item is not None else ""
+
+
+def _item_words(row: PreparedExample) -> list[str]:
+    return [*_words(row.example.item.evidence), item_text(row.example.item)]
 
 
 def _words(rows: Iterable[Interaction]) -> list[str]:
     return [f"{row.title} {row.review}" for row in rows]
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan

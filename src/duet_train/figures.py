@@ -9,27 +9,37 @@ from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 
 from duet import ConfigurationError
 from duet_train.bias import mean_rating, median_rating, predict_strictly_before
-from duet_train.data.prepared import Prepared, PreparedExample
+from duet_train.data.prepared import Prepared, PreparedExample, RatingTable
 from duet_train.judging import Floats, Judgement
 from duet_train.ranking import SPLITS
-from duet_train.scoring import Gold, best_baseline, gain, group_figures, personal_figures, plain, rating_figures
+from duet_train.scoring import (
+    Gold,
+    best_baseline,
+    gain,
+    group_figures,
+    order_figures,
+    personal_figures,
+    plain,
+    rating_figures,
+)
 
 
 @attrs.frozen
 class Columns:
     """Rows as parallel columns, as the bias model reads them."""
 
-    users: Sequence[str]
-    items: Sequence[str]
-    timestamps: Sequence[float]
-    ratings: Sequence[float] = ()
+    users: npt.ArrayLike
+    items: npt.ArrayLike
+    timestamps: npt.ArrayLike
+    ratings: npt.ArrayLike = ()
 
 
 def check_leaks(rows: Sequence[PreparedExample]) -> None:
-    """Whether anything that a prompt may show is not strictly older than its target, or shown twice.
+    """Whether anything that a prompt may show is the target itself, not strictly older than it, or shown twice.
 
     Args:
         rows: What is evaluated.
@@ -40,8 +50,10 @@ def check_leaks(rows: Sequence[PreparedExample]) -> None:
     for row in rows:
         example = row.example
         shown = (*row.profile_user.history, *row.recent_user.history, *example.item.evidence)
+        pair = (example.user.id, example.item.id)
         late = [one for one in shown if example.at is not None and (one.at is None or one.at >= example.at)]
-        if late or set(row.profile_user.history) & set(row.recent_user.history):
+        own = [one for one in shown if (one.user, one.item) == pair]
+        if late or own or set(row.profile_user.history) & set(row.recent_user.history):
             raise ConfigurationError(
                 f"row {row.row}: what its prompt may show is not all older than the target, or twice"
             )
@@ -77,25 +89,33 @@ def model_free(data: Prepared, rows: Sequence[PreparedExample], gold: Gold) -> d
         rows: What is predicted.
         gold: What is known of the rows.
     """
-    train = data.matrix("train")
-    timed = all(row.example.at is not None for row in rows)
     parts = [data.matrix(split) for split in SPLITS if split != "dropped"]
+    timed = any(not np.isnan(part.timestamps).all() for part in parts)
     known = Columns(
-        [part.user_ids[code] for part in parts for code in part.users],
-        [part.item_ids[code] for part in parts for code in part.items],
-        [float(time) for part in parts for time in (part.timestamps if timed else part.rows)],
-        [float(rating) for part in parts for rating in part.ratings],
-    )
-    targets = Columns(
-        [row.example.user.id for row in rows],
-        [row.example.item.id for row in rows],
-        [row.example.at.timestamp() if timed and row.example.at is not None else float(row.row) for row in rows],
+        np.concatenate([part.users for part in parts]),
+        np.concatenate([part.items for part in parts]),
+        np.concatenate([part.timestamps if timed else part.rows for part in parts]),
+        np.concatenate([part.ratings for part in parts]),
     )
     return {
-        "mean": np.full(len(rows), mean_rating(train.ratings)),
+        "mean": np.full(len(rows), mean_rating(parts[0].ratings)),
         "median": np.full(len(rows), gold.median),
-        "bias": predict_strictly_before(known, targets, scale=data.scale),
+        "bias": predict_strictly_before(known, _targets(rows, parts[0], timed), scale=data.scale),
     }
+
+
+def _targets(rows: Sequence[PreparedExample], table: RatingTable, timed: bool) -> Columns:
+    users = {user_id: code for code, user_id in enumerate(table.user_ids)}
+    items = {item_id: code for code, item_id in enumerate(table.item_ids)}
+    return Columns(
+        [users[row.example.user.id] for row in rows],
+        [items[row.example.item.id] for row in rows],
+        [_seconds(row) if timed else float(row.row) for row in rows],
+    )
+
+
+def _seconds(row: PreparedExample) -> float:
+    return math.nan if row.example.at is None else row.example.at.timestamp()
 
 
 def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, Judgement]) -> dict[str, Any]:
@@ -107,7 +127,10 @@ def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, J
         judged: What became of each method, by name.
     """
     best = best_baseline(gold, baselines)
-    methods: dict[str, Any] = {name: _basic(gold, predicted) for name, predicted in baselines.items()}
+    methods: dict[str, Any] = {
+        name: _basic(gold, predicted) | {"personal": order_figures(gold, predicted)}
+        for name, predicted in baselines.items()
+    }
     for name, one in judged.items():
         methods[name] = _basic(gold, one.predicted) | {
             "personal": personal_figures(gold, one.predicted, one.shuffled_users, one.shuffled_items),
@@ -125,6 +148,7 @@ def _basic(gold: Gold, predicted: Floats) -> dict[str, Any]:
 def _cost(one: Judgement) -> dict[str, Any]:
     usage = one.usage
     return {
+        "calls": one.calls,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "cached_share": usage.cached_tokens / usage.prompt_tokens if usage.prompt_tokens else math.nan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from duet import JointProfile, Rating, Recommender, Usage, User
+from duet import Item, JointProfile, Rating, Recommender, Usage, User
 from duet_train.baselines import Profiler
 from duet_train.data.prepared import PreparedExample
 
@@ -36,10 +37,13 @@ class Judgement:
     Args:
         made: Profile or error of each row.
         predicted: With the true pairing.
-        shuffled_users: All that the recommender sees of the user comes from another row's user.
+        shuffled_users: All that the recommender sees of the user comes from another row's user. Where one generation
+            wrote both sides, the item's text may still speak of the right user: the gain is then too small, never too
+            large.
         shuffled_items: The item's profile comes from another row's item; its title stays.
         errors: Names of what went wrong, profile first, by row; "" where nothing did.
         seconds: Wall time of making the profiles; near zero where a ledger held them.
+        calls: Generations that the profiles took, those that a ledger held included; None where nobody counted.
     """
 
     made: Sequence[Made]
@@ -48,6 +52,7 @@ class Judgement:
     shuffled_items: Floats
     errors: Sequence[str]
     seconds: float
+    calls: int | None = None
 
     @property
     def usage(self) -> Usage:
@@ -172,11 +177,27 @@ def raw_user(row: PreparedExample, profile: JointProfile) -> User:
     return row.example.user if bare and not row.recent_user.history else row.recent_user
 
 
+async def rated(recommender: Recommender, user: User, item: Item, profile: JointProfile) -> float:
+    """What a recommender predicts, as a number.
+
+    Args:
+        recommender: Any.
+        user: What it may see of the user beside the profile.
+        item: What it may see of the item.
+        profile: What a method made.
+
+    Raises:
+        RecordError: It returned no finite number.
+    """
+    answer = await recommender.predict(user, item, profile)
+    return answer.value if isinstance(answer, Rating) else Rating(answer).value
+
+
 def derangement(keys: Sequence[str], seed: int) -> list[int]:
     """For each row another one whose key differs, in random order.
 
-    Rows are grouped by key and everyone takes the row a largest group's size further on. Where one key has more than
-    half of the rows some rows must meet their own key again.
+    Rows are grouped by key, and everyone takes the row that is the largest group's size further on. Where one key has
+    more than half of the rows some rows must meet their own key again.
 
     Args:
         keys: One a row.
@@ -185,7 +206,7 @@ def derangement(keys: Sequence[str], seed: int) -> list[int]:
     shuffled = np.random.default_rng(seed).permutation(len(keys))
     first_seen = {key: place for place, key in reversed(list(enumerate(keys[row] for row in shuffled)))}
     order = sorted(shuffled.tolist(), key=lambda row: first_seen[keys[row]])
-    shift = max((sum(key == other for other in keys) for key in set(keys)), default=0)
+    shift = max(Counter(keys).values(), default=0)
     partner = dict(zip(order, order[shift:] + order[:shift], strict=True))
     return [partner[row] for row in range(len(keys))]
 
@@ -209,10 +230,9 @@ async def _predict(
         row = rows[index].example
         try:
             user = raw_user(rows[users[index]], user_side)
-            rating = await recommender.predict(user, row.item, profile)
+            return row.scale.clip(await rated(recommender, user, row.item, profile)), ""
         except Exception as exc:
             return math.nan, type(exc).__name__
-        return row.scale.clip(rating.value if isinstance(rating, Rating) else float(rating)), ""
 
     answers = await in_order(one, range(len(rows)), concurrency, step)
     return np.array([value for value, _ in answers], dtype=np.float64), [error for _, error in answers]

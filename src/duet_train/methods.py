@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-from duet import ConfigurationError, Embedder, Endpoint, JointPrompt, Ledger, Recommender, Sampling
+from duet import (
+    Completion,
+    ConfigurationError,
+    Embedder,
+    Endpoint,
+    JointPrompt,
+    Ledger,
+    Message,
+    Recommender,
+    Sampling,
+)
 from duet_train.baselines import (
     KAR,
     PALR,
@@ -50,6 +60,28 @@ class Tools:
     concurrency: int = 16
 
 
+class CountingLedger(Ledger):
+    """Another ledger, and how many generations were asked of it.
+
+    Args:
+        ledger: The other one, which stays open.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.calls: int = 0
+        """Generations asked for, whether they had to be made or not."""
+
+    async def get(self, digest: str) -> Completion | None:
+        """As the other ledger's."""
+        self.calls += 1
+        return await self._ledger.get(digest)
+
+    async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
+        """As the other ledger's."""
+        await self._ledger.put(digest, completion, model=model, messages=messages)
+
+
 # The ladder's rungs in the order of `duet_ladder`.
 LADDER = (
     "duet-profiles-alone",
@@ -71,11 +103,13 @@ def build(name: str, tools: Tools) -> Profiler:
         tools: What it runs on.
 
     Raises:
-        ConfigurationError: There is no such method.
+        ConfigurationError: There is no such method, or it takes no model.
     """
     method, _, model = name.partition("@")
     if method not in METHODS:
         raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    if model and method in ("10h", "template"):
+        raise ConfigurationError(f"{name!r}: {method} asks no model")
     prompt = tools.prompt
     limits: dict[str, Any] = {
         "history_limit": prompt.history_limit,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import attrs
 import numpy as np
 
-from duet import Item, Rating, Recommender
+from duet import ConfigurationError, Item, Recommender
 from duet_train.baselines import Profiler
-from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample, SplitName
+from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample, RatingTable, SplitName
 from duet_train.ease import EASE
 from duet_train.intervals import mean_interval
-from duet_train.judging import in_order, raw_user
+from duet_train.judging import in_order, rated, raw_user
 from duet_train.negatives import CandidateSet, hard_negatives, random_negatives
 from duet_train.ranking_metrics import hit_rate_at_k, mrr, ndcg_at_k
 
@@ -22,27 +23,37 @@ CUTOFFS = (1, 5, 10)
 SPLITS: tuple[SplitName | Literal["dropped"], ...] = ("train", "validation", "test", "dropped")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Catalogue:
     """Who has which item in the whole data, as codes, and EASE fitted on the training rows.
 
     Args:
+        train: The training rows.
         user_codes: Code of each user id.
-        item_ids: Id of each item code.
         item_codes: Code of each item id.
-        seen: Item codes of each user code, over all splits.
-        model: Fitted on the training rows alone.
+        seen: Item codes of each user code, over all splits, dropped rows included.
+        l2: λ of EASE.
     """
 
+    train: RatingTable
     user_codes: Mapping[str, int]
-    item_ids: Sequence[str]
     item_codes: Mapping[str, int]
     seen: Mapping[int, frozenset[int]]
-    model: EASE
+    l2: float
+
+    @property
+    def item_ids(self) -> Sequence[str]:
+        """Id of each item code."""
+        return self.train.item_ids
+
+    @cached_property
+    def model(self) -> EASE:
+        """EASE, fitted when it is first asked for: a large catalogue takes a while."""
+        return EASE.fit(self.train.users, self.train.items, catalogue=len(self.item_ids), l2=self.l2)
 
     @classmethod
     def of(cls, data: Prepared, *, l2: float = 250.0) -> Catalogue:
-        """Read the prepared data and fit EASE.
+        """Read the prepared data.
 
         Args:
             data: Prepared.
@@ -55,11 +66,11 @@ class Catalogue:
             for user, item in zip(part.users.tolist(), part.items.tolist(), strict=True):
                 seen.setdefault(user, set()).add(item)
         return cls(
+            train=train,
             user_codes={user_id: code for code, user_id in enumerate(train.user_ids)},
-            item_ids=train.item_ids,
             item_codes={item_id: code for code, item_id in enumerate(train.item_ids)},
             seen={user: frozenset(items) for user, items in seen.items()},
-            model=EASE.fit(train.users, train.items, catalogue=len(train.item_ids), l2=l2),
+            l2=l2,
         )
 
     def candidates(self, row: PreparedExample, kind: str, seed: int) -> CandidateSet:
@@ -71,13 +82,26 @@ class Catalogue:
             seed: Of the draw and the shuffle.
 
         Raises:
-            ConfigurationError: Fewer than nine items are left.
+            ConfigurationError: There is no such kind, or fewer than nine items are left.
         """
+        if kind not in ("random", "ease"):
+            raise ConfigurationError(f"no negatives {kind!r}: there are random, ease")
         user, positive = self.user_codes[row.example.user.id], self.item_codes[row.example.item.id]
         exclude = self.seen[user]
         if kind == "ease":
             return hard_negatives(self.model, user, positive, exclude, seed=seed)
         return random_negatives(len(self.item_ids), user, positive, exclude, seed=seed)
+
+    def had(self, row: PreparedExample) -> frozenset[int]:
+        """Codes of all items of the row's user, earlier and later, its own among them."""
+        return self.seen[self.user_codes[row.example.user.id]]
+
+    def record(self, sets: Sequence[CandidateSet]) -> dict[str, Any]:
+        """Candidates by their ids, and what EASE was fitted on, for JSON."""
+        return {
+            "ease": self.model.record(),
+            "sets": [one.record(self.train.user_ids, self.item_ids) for one in sets],
+        }
 
     def ease_scores(self, candidates: CandidateSet) -> list[float]:
         """What EASE itself scores them: the floor that needs no text."""
@@ -93,6 +117,7 @@ async def method_scores(
     profiler: Profiler,
     recommender: Recommender,
     *,
+    split: SplitName = "test",
     concurrency: int,
     step: Callable[[], object],
 ) -> list[list[float]]:
@@ -105,12 +130,13 @@ async def method_scores(
         item_ids: Id of each item code.
         profiler: The method.
         recommender: Frozen, and the same for every method.
+        split: Of the rows: no candidate shows evidence of a later one.
         concurrency: Most candidates under way.
         step: Called after each candidate.
     """
     shown = [row for row, one in zip(rows, sets, strict=True) for _ in one.items]
     items = data.items(
-        ItemRequest(item_ids[code], row.example.at, row.example.user.id)
+        ItemRequest(item_ids[code], row.example.at, row.example.user.id, split)
         for row, one in zip(rows, sets, strict=True)
         for code in one.items
     )
@@ -125,10 +151,9 @@ async def method_scores(
 async def _predicted(row: PreparedExample, item: Item, profiler: Profiler, recommender: Recommender) -> float:
     try:
         profile = await profiler.profile(row.profile_user, item)
-        rating = await recommender.predict(raw_user(row, profile), item, profile)
+        return await rated(recommender, raw_user(row, profile), item, profile)
     except Exception:
         return math.nan
-    return rating.value if isinstance(rating, Rating) else float(rating)
 
 
 def ranking_figures(scores: Sequence[Sequence[float]], sets: Sequence[CandidateSet]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ CUTOFFS = (5, 10, 20)
 
 
 async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[], object], batch: int = 64) -> Floats:
-    """Unit vectors of the texts, one a row; a text that embeds to zero stays zero.
+    """Unit vectors of the texts, one a row; zero where the embedder gave no direction.
 
     Args:
         embedder: What turns texts into vectors.
@@ -33,20 +33,20 @@ async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[],
         step()
     matrix = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    unit: Floats = np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    unit: Floats = np.divide(matrix, norms, out=np.zeros_like(matrix), where=np.isfinite(norms) & (norms > 0))
     return unit
 
 
 def catalogue_figures(
-    users: Floats, items: Floats, positives: Sequence[int], seen: Sequence[Sequence[int]]
+    users: Floats, items: Floats, positives: Sequence[int], seen: Sequence[Iterable[int]]
 ) -> dict[str, Any]:
-    """Recall, precision, MRR and NDCG at 5, 10 and 20 over all items but those the user already had.
+    """Recall, precision, MRR and NDCG at 5, 10 and 20 over all items but those the user had otherwise.
 
     Args:
         users: (rows, dimensions), unit vectors of the users' profiles.
         items: (catalogue, dimensions), unit vectors of the items' texts.
         positives: Index of the right item of each row.
-        seen: Indices of the items of each row's earlier history; the positive is ranked even if it is among them.
+        seen: Indices of the items that each row's user had; the positive is ranked even if it is among them.
     """
     figures: dict[str, list[float]] = {}
     for row, (positive, earlier) in enumerate(zip(positives, seen, strict=True)):
@@ -65,9 +65,11 @@ def alignment_figures(users: Floats, items: Floats) -> dict[str, float]:
 
     Args:
         users: (rows, dimensions), unit vectors of the users' profiles.
-        items: (rows, dimensions), unit vectors of the items' profiles, row by row.
+        items: (rows, dimensions), unit vectors of the items' profiles, row by row. A pair with a zero among its two is
+            left out.
     """
-    found: Alignment = alignment(users, items)
+    known = users.any(axis=1) & items.any(axis=1)
+    found: Alignment = alignment(users[known], items[known])
     return {"matched": found.matched, "mismatched": found.mismatched, "gap": found.gap}
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from duet import RatingScale
 from duet_train.intervals import Interval, PairedTest, mean_interval, paired_test, statistic_interval
 from duet_train.metrics import (
-    accuracy,
+    SentimentThresholds,
     macro_f1,
     round_half_up,
     sentiments,
@@ -66,13 +66,22 @@ def rating_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
         "weighted_f1": statistic_interval(lambda rows: weighted_f1(labels[rows], guesses[rows]), labels.size),
         "spearman": statistic_interval(lambda rows: spearman(truth[rows], given[rows]), labels.size),
     }
-    return {name: plain(figure) for name, figure in figures.items()} | {"sentiment": _sentiment(gold, truth, given)}
+    return {name: plain(figure) for name, figure in figures.items()} | {
+        "sentiment": _sentiment(gold.scale, truth, given)
+    }
 
 
-def _sentiment(gold: Gold, truth: Floats, given: Floats) -> dict[str, Any]:
-    """Like, neutral, dislike (LettinGo), at the default thresholds."""
-    labels, guesses = sentiments(truth, gold.scale), sentiments(given, gold.scale)
-    return {"accuracy": accuracy(labels, guesses), "macro_f1": macro_f1(labels, guesses)}
+def _sentiment(scale: RatingScale, truth: Floats, given: Floats) -> dict[str, Any]:
+    """Like, neutral, dislike (LettinGo), with the thresholds."""
+    labels, guesses = sentiments(truth, scale), sentiments(given, scale)
+    limits = SentimentThresholds.of(scale)
+    return {
+        "like_from": limits.like,
+        "dislike_to": limits.dislike,
+        "accuracy": plain(mean_interval((labels == guesses).astype(np.float64))),
+        "macro_f1": plain(statistic_interval(lambda rows: macro_f1(labels[rows], guesses[rows]), labels.size)),
+        "weighted_f1": plain(statistic_interval(lambda rows: weighted_f1(labels[rows], guesses[rows]), labels.size)),
+    }
 
 
 def personal_figures(gold: Gold, predicted: Floats, shuffled_users: Floats, shuffled_items: Floats) -> dict[str, Any]:
@@ -85,20 +94,35 @@ def personal_figures(gold: Gold, predicted: Floats, shuffled_users: Floats, shuf
         shuffled_items: With another row's item profile.
 
     Returns:
-        ``gain_over_median``: MAE of the constant median less the method's. ``users`` and ``items``: MAE of the shuffled
-        pairing less that of the true one. ``personal``: true where the interval of ``users`` lies above zero.
+        What `order_figures` has, and ``users`` and ``items``: MAE of the shuffled pairing less that of the true one;
+        ``personal``: true where the interval of ``users`` lies above zero.
+    """
+    by_user = gain(gold.ratings, shuffled_users, predicted)
+    return order_figures(gold, predicted) | {
+        "users": plain(by_user),
+        "items": plain(gain(gold.ratings, shuffled_items, predicted)),
+        "personal": bool(by_user.difference.low > 0),
+    }
+
+
+def order_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
+    """What can be asked of a prediction that has no profile to shuffle, too.
+
+    Args:
+        gold: What is known of the rows.
+        predicted: Rating points, nan where there is none.
+
+    Returns:
+        ``gain_over_median``: MAE of the constant median less the method's. ``within_user``: mean rank correlation
+        within each user, and over how many users.
     """
     constant = np.full_like(predicted, gold.median)
-    by_user = gain(gold.ratings, shuffled_users, predicted)
     within = within_user_rank_correlation(
         *(np.asarray(column)[~np.isnan(predicted)] for column in (gold.users, gold.ratings, predicted))
     )
     return {
         "gain_over_median": plain(gain(gold.ratings, constant, predicted)),
-        "users": plain(by_user),
-        "items": plain(gain(gold.ratings, shuffled_items, predicted)),
         "within_user": {"mean": within.mean, "users": within.users},
-        "personal": bool(by_user.difference.low > 0),
     }
 
 
@@ -109,7 +133,17 @@ def gain(truth: Floats, worse: Floats, better: Floats) -> PairedTest:
 
 
 def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
-    """MAE by history length and by three groups of rating variance (DUET: stable to diverse)."""
+    """MAE by history length and by three groups of rating variance (DUET: stable to diverse).
+
+    The variance of fewer than two ratings says nothing: such rows are in no group of variance.
+
+    Args:
+        gold: What is known of the rows.
+        predicted: Rating points, nan where there is none; such rows are in no group.
+
+    Returns:
+        By grouping, a list of groups: their bounds (above one and up to the other), rows and MAE.
+    """
     return {
         "history_length": _by_bounds(gold.ratings, predicted, gold.history_lengths.astype(np.float64), (5, 10, 30, 50)),
         "variance": _by_bounds(gold.ratings, predicted, gold.variances, _terciles(gold.variances)),
@@ -132,8 +166,10 @@ def _by_bounds(truth: Floats, predicted: Floats, values: Floats, bounds: Sequenc
 
 
 def best_baseline(gold: Gold, baselines: Mapping[str, Floats]) -> str:
-    """The baseline of the lowest MAE."""
-    return min(baselines, key=lambda name: float(np.nanmean(np.abs(gold.ratings - baselines[name]))))
+    """The baseline of the lowest MAE, among those that predict anything."""
+    errors = {name: np.abs(gold.ratings - predicted) for name, predicted in baselines.items()}
+    known = {name: error[~np.isnan(error)] for name, error in errors.items()}
+    return min(known, key=lambda name: float(known[name].mean()) if known[name].size else math.inf)
 
 
 def plain(figure: Interval | PairedTest | float) -> Any:

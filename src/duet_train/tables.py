@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+Figures = Mapping[str, Any]
+Column = tuple[str, Callable[[Figures], str]]
+"""Its head, and the cell that it makes of a method's figures."""
 
-def markdown(results: Mapping[str, Any]) -> str:
+
+def markdown(results: Figures) -> str:
     """All tables of an evaluation.
 
     Args:
         results: As `evaluate` writes them to results.json.
     """
-    parts = [_heading(results), _ratings(results["methods"]), _personal(results["methods"]), _cost(results["methods"])]
-    parts += [_groups(results["methods"], name, title) for name, title in _GROUPS]
+    parts = [_heading(results["facts"]), *_method_tables(results["methods"], "")]
+    if results.get("transfer"):
+        parts += _method_tables(results["transfer"], ", before the second recommender")
     if results.get("texts"):
-        parts.append(_texts(results["texts"]))
-    if results.get("ranking"):
-        parts += [_ranking(kind, methods) for kind, methods in results["ranking"].items()]
+        parts.append("### The texts\n\n" + _by_method(results["texts"], _TEXTS))
+    parts += [_ranking(kind, methods) for kind, methods in results.get("ranking", {}).items()]
     if results.get("catalogue"):
-        parts.append(_catalogue(results["catalogue"]))
+        parts.append("### The whole catalogue, by embedding\n\n" + _by_method(results["catalogue"], _CATALOGUE))
     if results.get("choice"):
-        parts.append(_choice(results["choice"]))
+        random = [["random order", "0.100", ""]]
+        parts.append("### Next item, one of ten\n\n" + _by_method(results["choice"], _CHOICE, random))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-_GROUPS = (("history_length", "MAE by length of the history"), ("variance", "MAE by variance of the user's ratings"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -37,20 +39,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         rows: As many cells in each.
     """
     widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-    lines = [_line(head, widths), "| " + " | ".join(_rule(width, place) for place, width in enumerate(widths)) + " |"]
-    return "\n".join([*lines, *(_line(row, widths) for row in rows)])
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(_line(cells, widths) for cells in (head, rule, *rows))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.ljust(width) if place == 0 else cell.rjust(width)
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
+    first, *others = zip(cells, widths, strict=True)
+    padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
     return "| " + " | ".join(padded) + " |"
-
-
-def _rule(width: int, place: int) -> str:
-    return "-" * width if place == 0 else "-" * (width - 1) + ":"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -58,148 +54,140 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def interval(figure: Mapping[str, float], digits: int = 3) -> str:
-    """An estimate with its interval."""
-    if figure["estimate"] is None or math.isnan(figure["estimate"]):
+def interval(figure: Mapping[str, float | None] | None, digits: int = 3) -> str:
+    """An estimate with its interval, or a dash where there is none."""
+    if figure is None or number(figure["estimate"]) == "–":
         return "–"
-    return f"{number(figure['estimate'], digits)} [{number(figure['low'], digits)}, {number(figure['high'], digits)}]"
+    low, high = number(figure["low"], digits), number(figure["high"], digits)
+    return f"{number(figure['estimate'], digits)} [{low}, {high}]"
 
 
-def _heading(results: Mapping[str, Any]) -> str:
-    facts = results["facts"]
+# Columns
+
+
+def _shown(*names: str) -> list[Column]:
+    """Columns of intervals that are called by their keys."""
+    return [(name, lambda figures, name=name: interval(figures[name])) for name in names]  # type: ignore[misc]
+
+
+def _difference(name: str) -> Callable[[Figures], str]:
+    return lambda figures: interval(figures["personal"].get(name, {}).get("difference"))
+
+
+def _against(figures: Figures) -> str:
+    test = figures.get("against")
+    return "–" if test is None else f"{interval(test['difference'])}, p {number(test['p_value'])}"
+
+
+def _verdict(figures: Figures) -> str:
+    return {True: "yes", False: "no", None: "–"}[figures["personal"].get("personal")]
+
+
+def _failures(figures: Figures) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in figures["failures"].items()) or "none"
+
+
+_RATING: list[Column] = [
+    ("parsed", lambda rating: number(rating["parse_rate"], 2)),
+    ("MAE", lambda rating: interval(rating["mae"])),
+    ("RMSE", lambda rating: interval(rating["rmse"])),
+    ("accuracy", lambda rating: interval(rating["accuracy"])),
+    ("macro F1", lambda rating: interval(rating["macro_f1"])),
+    ("weighted F1", lambda rating: interval(rating["weighted_f1"])),
+    ("Spearman", lambda rating: interval(rating["spearman"])),
+]
+_PERSONAL: list[Column] = [
+    ("gain over median", _difference("gain_over_median")),
+    ("gain over other users", _difference("users")),
+    ("gain over other items", _difference("items")),
+    ("tau within users", lambda figures: number(figures["personal"]["within_user"]["mean"])),
+    ("personal", _verdict),
+    ("against best baseline", _against),
+]
+_SENTIMENT: list[Column] = [
+    ("accuracy", lambda sentiment: interval(sentiment["accuracy"])),
+    ("macro F1", lambda sentiment: interval(sentiment["macro_f1"])),
+    ("weighted F1", lambda sentiment: interval(sentiment["weighted_f1"])),
+]
+_COST: list[Column] = [
+    ("calls", lambda figures: number(figures["cost"]["calls"], 0)),
+    ("prompt tokens", lambda figures: str(figures["cost"]["prompt_tokens"])),
+    ("completion tokens", lambda figures: str(figures["cost"]["completion_tokens"])),
+    ("from cache", lambda figures: number(figures["cost"]["cached_share"], 2)),
+    ("seconds", lambda figures: number(figures["cost"]["seconds"], 0)),
+    ("failures", _failures),
+]
+_TEXTS: list[Column] = [
+    (head, lambda figures, key=key: number(figures.get(key)))  # type: ignore[misc]
+    for head, key in (
+        ("alignment", "matched"),
+        ("mismatched", "mismatched"),
+        ("gap", "gap"),
+        ("coverage user", "coverage_user"),
+        ("coverage item", "coverage_item"),
+        ("with stop words, user", "coverage_user_all"),
+        ("item", "coverage_item_all"),
+    )
+]
+_RANKING: list[Column] = [
+    *_shown("ndcg@1", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "mrr"),
+    ("failed", lambda figures: f"{figures['failed']} of {figures['candidates']}"),
+]
+_CATALOGUE = _shown(*(f"{name}@{k}" for k in (5, 10, 20) for name in ("recall", "precision", "mrr", "ndcg")))
+_CHOICE: list[Column] = [*_shown("accuracy"), ("failed", lambda figures: str(figures["failed"]))]
+_GROUPS = (("history_length", "MAE by length of the history"), ("variance", "MAE by variance of the user's ratings"))
+
+
+# Tables
+
+
+def _by_method(methods: Mapping[str, Figures], columns: Sequence[Column], more: Sequence[Sequence[str]] = ()) -> str:
+    """A line a method, and more lines at the end."""
+    rows = [[name, *(cell(figures) for _, cell in columns)] for name, figures in methods.items()]
+    return table(["method", *(head for head, _ in columns)], [*rows, *more])
+
+
+def _heading(facts: Mapping[str, str]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
-def _ratings(methods: Mapping[str, Any]) -> str:
-    head = ["method", "parsed", "MAE", "RMSE", "accuracy", "macro F1", "weighted F1", "Spearman"]
-    rows = []
-    for name, figures in methods.items():
-        rating = figures["rating"]
-        cells = [interval(rating[key]) for key in ("mae", "rmse", "accuracy", "macro_f1", "weighted_f1", "spearman")]
-        rows.append([name, number(rating["parse_rate"], 2), *cells])
-    return "### Rating\n\n" + table(head, rows)
-
-
-def _personal(methods: Mapping[str, Any]) -> str:
-    head = [
-        "method",
-        "gain over median",
-        "gain over other users",
-        "gain over other items",
-        "tau within users",
-        "personal",
-        "against best baseline",
+def _method_tables(methods: Mapping[str, Figures], suffix: str) -> list[str]:
+    """What is measured of every method before one recommender."""
+    rating = {name: figures["rating"] for name, figures in methods.items()}
+    sentiment = {name: figures["sentiment"] for name, figures in rating.items()}
+    limits = next(iter(sentiment.values()))
+    like = f"### Like (from {limits['like_from']:g}), neutral, dislike (up to {limits['dislike_to']:g})"
+    costs = {name: figures for name, figures in methods.items() if "cost" in figures}
+    return [
+        f"### Rating{suffix}\n\n" + _by_method(rating, _RATING),
+        f"### Is it personal?{suffix}\n\n" + _by_method(methods, _PERSONAL),
+        f"{like}{suffix}\n\n" + _by_method(sentiment, _SENTIMENT),
+        f"### Cost of the profiles\n\n{_by_method(costs, _COST)}" if costs and not suffix else "",
+        *(_groups(methods, key, title + suffix) for key, title in _GROUPS),
     ]
+
+
+def _groups(methods: Mapping[str, Figures], key: str, title: str) -> str:
+    """A column a group; every method has the same groups, less those in which it predicted nothing."""
+    bounds = sorted({_bounds(group) for figures in methods.values() for group in figures["groups"][key]})
     rows = []
     for name, figures in methods.items():
-        personal = figures.get("personal")
-        if personal is None:
-            continue
-        rows.append(
-            [
-                name,
-                interval(personal["gain_over_median"]["difference"]),
-                interval(personal["users"]["difference"]),
-                interval(personal["items"]["difference"]),
-                number(personal["within_user"]["mean"]),
-                "yes" if personal["personal"] else "no",
-                _against(figures["against"]),
-            ]
-        )
-    return "### Is it personal?\n\n" + table(head, rows) if rows else ""
+        cells = {_bounds(group): f"{interval(group['mae'])} (n={group['rows']})" for group in figures["groups"][key]}
+        rows.append([name, *(cells.get(bound, "–") for bound in bounds)])
+    return f"### {title}\n\n" + table(["method", *(_bound(*bound) for bound in bounds)], rows) if bounds else ""
 
 
-def _against(test: Mapping[str, Any] | None) -> str:
-    if test is None:
-        return "–"
-    return f"{interval(test['difference'])}, p {number(test['p_value'])}"
-
-
-def _cost(methods: Mapping[str, Any]) -> str:
-    head = ["method", "prompt tokens", "completion tokens", "from cache", "seconds", "failures"]
-    rows = []
-    for name, figures in methods.items():
-        cost = figures.get("cost")
-        if cost is not None:
-            failures = ", ".join(f"{count} {kind}" for kind, count in figures["failures"].items()) or "none"
-            share = number(cost["cached_share"], 2)
-            rows.append(
-                [
-                    name,
-                    str(cost["prompt_tokens"]),
-                    str(cost["completion_tokens"]),
-                    share,
-                    number(cost["seconds"], 0),
-                    failures,
-                ]
-            )
-    return "### Cost of the profiles\n\n" + table(head, rows) if rows else ""
-
-
-def _groups(methods: Mapping[str, Any], key: str, title: str) -> str:
-    bounds = sorted(
-        {
-            (
-                group["above"] if group["above"] is not None else -math.inf,
-                group["up_to"] if group["up_to"] is not None else math.inf,
-            )
-            for figures in methods.values()
-            for group in figures["groups"][key]
-        }
-    )
-    if not bounds:
-        return ""
-    rows = []
-    for name, figures in methods.items():
-        found = {(g["above"] if g["above"] is not None else -math.inf): g for g in figures["groups"][key]}
-        rows.append([name, *(_group_cell(found.get(low)) for low, _ in bounds)])
-    return f"### {title}\n\n" + table(["method", *(_bound(low, high) for low, high in bounds)], rows)
-
-
-def _group_cell(group: Mapping[str, Any] | None) -> str:
-    return "–" if group is None else f"{interval(group['mae'])} (n={group['rows']})"
+def _bounds(group: Figures) -> tuple[float, float]:
+    """Above the first, up to the second; JSON has null for what is not finite."""
+    low, high = group["above"], group["up_to"]
+    return -math.inf if low is None else low, math.inf if high is None else high
 
 
 def _bound(low: float, high: float) -> str:
-    if math.isinf(low):
-        return f"≤ {high:g}" if not math.isinf(high) else "all"
-    return f"> {low:g}" if math.isinf(high) else f"{low:g}–{high:g}"
+    named = ([] if math.isinf(low) else [f"> {low:.3g}"]) + ([] if math.isinf(high) else [f"≤ {high:.3g}"])
+    return ", ".join(named) or "all"
 
 
-def _texts(texts: Mapping[str, Any]) -> str:
-    head = [
-        "method",
-        "alignment",
-        "mismatched",
-        "gap",
-        "coverage user",
-        "coverage item",
-        "with stop words, user",
-        "item",
-    ]
-    keys = ("matched", "mismatched", "gap", "coverage_user", "coverage_item", "coverage_user_all", "coverage_item_all")
-    rows = [[name, *(number(figures.get(key, math.nan)) for key in keys)] for name, figures in texts.items()]
-    return "### The texts\n\n" + table(head, rows)
-
-
-def _ranking(kind: str, methods: Mapping[str, Any]) -> str:
-    keys = ("ndcg@1", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "mrr")
-    rows = [
-        [name, *(interval(figures[key]) for key in keys), f"{figures['failed']} of {figures['candidates']}"]
-        for name, figures in methods.items()
-    ]
-    rows.append(["random order", "0.100", "0.295", "0.454", "0.100", "0.500", "0.293", ""])
-    return f"### Ranking among 10, {kind} negatives\n\n" + table(
-        ["method", *(key.upper() for key in keys), "failed"], rows
-    )
-
-
-def _catalogue(methods: Mapping[str, Any]) -> str:
-    keys = [f"{name}@{k}" for k in (5, 10, 20) for name in ("recall", "ndcg")] + ["mrr@20", "precision@20"]
-    rows = [[name, *(interval(figures[key]) for key in keys)] for name, figures in methods.items()]
-    return "### The whole catalogue, by embedding\n\n" + table(["method", *keys], rows)
-
-
-def _choice(methods: Mapping[str, Any]) -> str:
-    rows = [[name, interval(figures["accuracy"]), str(figures["failed"])] for name, figures in methods.items()]
-    return "### Next item, one of ten\n\n" + table(["method", "accuracy", "failed"], rows)
+def _ranking(kind: str, methods: Mapping[str, Figures]) -> str:
+    random = ["random order", "0.100", "0.295", "0.454", "0.100", "0.500", "0.293", ""]
+    return f"### Ranking among 10, {kind} negatives\n\n" + _by_method(methods, _RANKING, [random])

@@ -1,0 +1,182 @@
+"""The options of an evaluation made into endpoints, a recommender and all else that its methods share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from duet import (
+    ConfigurationError,
+    Embedder,
+    Endpoint,
+    HTTPEmbedder,
+    HTTPEndpoint,
+    JointPrompt,
+    Ledger,
+    LLMRecommender,
+    ProfileSchema,
+    Sampling,
+    local,
+)
+from duet_train.data.prepared import Prepared, PreparedExample
+from duet_train.methods import METHODS, Tools
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is read or asked.
+
+    Args:
+        args: As `evaluate` takes them.
+
+    Raises:
+        ConfigurationError: An option does not hold.
+    """
+    if args.concurrency < 1 or args.ranking < 0:
+        raise ConfigurationError("--concurrency must be at least 1, and --ranking not negative")
+    if not names(args.methods):
+        raise ConfigurationError(f"--methods names none: there are {', '.join(METHODS)}")
+    if missing := sorted(set(names(args.ranking_methods or "")) - set(names(args.methods))):
+        raise ConfigurationError(f"--ranking-methods has {missing[0]!r}, which --methods has not")
+    if not (args.local or (args.base_url and args.model)):
+        raise ConfigurationError(
+            "--base-url and --model name the profiler's endpoint; --local takes the embedded engine"
+        )
+    if args.recommender_model and not (args.recommender_base_url or args.base_url):
+        raise ConfigurationError("--recommender-model needs --recommender-base-url")
+    if args.recommender_base_url and not (args.recommender_model or args.model):
+        raise ConfigurationError("--recommender-base-url needs --recommender-model")
+    for option, given in (("--transfer-to", args.transfer_to), ("--embedder", args.embedder)):
+        if given and given != "minilm":
+            address_and_model(given, option)
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def address_and_model(text: str, option: str) -> tuple[str, str]:
+    """The two halves of "URL,MODEL".
+
+    Args:
+        text: What was given.
+        option: For which option.
+
+    Raises:
+        ConfigurationError: There are no two halves.
+    """
+    address, comma, model = text.rpartition(",")
+    if not comma or not address.startswith(("http://", "https://")) or not model:
+        raise ConfigurationError(f"{option} must look like http://127.0.0.1:8000/v1,NAME, got {text!r}")
+    return address, model
+
+
+@asynccontextmanager
+async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[PreparedExample]) -> AsyncIterator[Tools]:
+    """What all methods share, for as long as the block lasts.
+
+    Args:
+        args: Checked options.
+        data: Prepared.
+        rows: What is evaluated; the embedded engine's context is sized to them.
+
+    Raises:
+        ConfigurationError: An option does not hold.
+        MissingExtraError: The embedded engine or the embedder is not installed.
+    """
+    prompt = JointPrompt(
+        schema=ProfileSchema(max_chars=args.section_chars),
+        history_limit=args.shown,
+        evidence_limit=args.shown,
+        review_chars=args.review_chars,
+        scale=data.scale,
+    )
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(Ledger(args.out / "ledger.sqlite"))
+        default, endpoint_of = await _endpoints(args, prompt, rows, stack)
+        judge = default
+        if args.recommender_base_url or args.recommender_model:
+            address, model = args.recommender_base_url or args.base_url, args.recommender_model or args.model
+            judge = await stack.enter_async_context(HTTPEndpoint(address, model, api_key=_key(args)))
+        yield Tools(
+            endpoint=endpoint_of,
+            recommender=_recommender(args, judge, data, ledger, embedded=args.local and judge is default),
+            judge=judge,
+            ledger=ledger,
+            prompt=prompt,
+            sampling=Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed),
+            constrained=args.constrained or args.local,
+            domain=args.domain,
+            embedder=await _embedder(args, stack),
+            concurrency=min(4, args.concurrency) if args.local else args.concurrency,
+        )
+
+
+@asynccontextmanager
+async def open_second(args: argparse.Namespace, data: Prepared, ledger: Ledger) -> AsyncIterator[LLMRecommender]:
+    """The recommender of ``--transfer-to``, for as long as the block lasts.
+
+    Args:
+        args: Checked options.
+        data: Prepared.
+        ledger: Where finished generations are kept.
+    """
+    address, model = address_and_model(args.transfer_to, "--transfer-to")
+    async with HTTPEndpoint(address, model, api_key=_key(args)) as endpoint:
+        yield _recommender(args, endpoint, data, ledger)
+
+
+async def _endpoints(
+    args: argparse.Namespace, prompt: JointPrompt, rows: Sequence[PreparedExample], stack: AsyncExitStack
+) -> tuple[Endpoint, Callable[[str | None], Endpoint]]:
+    """The endpoint for all, and the way to one for another model."""
+    if args.local:
+        prompts = (prompt.render(row.profile_user, row.example.item) for row in rows)
+        context = local.context_for(prompts, args.max_tokens) + 512  # baselines ask in more words
+        engine = await stack.enter_async_context(local.engine(parallel=4, context=context))
+        return engine, lambda model: _only(engine, model)
+
+    def endpoint_of(model: str | None) -> HTTPEndpoint:
+        endpoint = HTTPEndpoint(args.base_url, model or args.model, api_key=_key(args), engine=args.engine)
+        stack.push_async_callback(endpoint.aclose)
+        return endpoint
+
+    return endpoint_of(None), endpoint_of
+
+
+def _only(engine: Endpoint, model: str | None) -> Endpoint:
+    if model is not None:
+        raise ConfigurationError(f"--local has one model and no {model!r}: serve it, and name its --base-url")
+    return engine
+
+
+def _recommender(
+    args: argparse.Namespace, endpoint: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool = False
+) -> LLMRecommender:
+    # `recent` is the most it would show; which rows it may show is decided by the user it is given.
+    return LLMRecommender(
+        endpoint,
+        mode=args.mode,
+        scale=data.scale,
+        recent=max(10, int(data.settings["recent"])),
+        review_chars=args.review_chars,
+        sampling=Sampling(temperature=0.0, seed=42, top_logprobs=200 if embedded else None),
+        ledger=ledger,
+    )
+
+
+async def _embedder(args: argparse.Namespace, stack: AsyncExitStack) -> Embedder | None:
+    if args.embedder is None:
+        return None
+    if args.embedder == "minilm":
+        from duet_train.minilm import MiniLM
+
+        return MiniLM()
+    address, model = address_and_model(args.embedder, "--embedder")
+    return await stack.enter_async_context(HTTPEmbedder(address, model, api_key=_key(args)))
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    return os.environ.get(args.api_key_env) or None
