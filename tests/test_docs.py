@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import asyncio
 import contextlib
@@ -16,6 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ import pytest
 from duet import JointPrompt, ProfileSchema
 from duet.__main__ import _parser, main
 from duet.testing import FakeServer
+from duet_train.__main__ import VERBS
+from duet_train.__main__ import _parser as _train_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -139,8 +143,62 @@ def test_commands_parse(page: Path) -> None:
     for block in blocks_of(page, "console"):
         for line in block.text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
+            given = list(itertools.takewhile(lambda word: word not in (">", "&&"), words[3:]))
             if words[:3] == ["python", "-m", "duet"]:
-                _parser().parse_args(list(itertools.takewhile(lambda word: word != ">", words[3:])))
+                _parser().parse_args(given)
+            elif words[:3] == ["python", "-m", "duet_train"]:
+                _train_parser(given[0]).parse_args(given)
+
+
+def _options_of(verb: str) -> argparse.ArgumentParser:
+    """A parser with the options of a verb and nothing else."""
+    parser = argparse.ArgumentParser(add_help=False)
+    importlib.import_module(f"duet_train.{verb}").add_arguments(parser)
+    return parser
+
+
+def _option_rows(verb: str) -> list[tuple[list[str], str]]:
+    """The rows of a page's table of options: options, default as shown."""
+    page = (DOCS / f"{verb}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`--[\w-]+`(?:, )?)+) \|([^|]*)\|", page, re.M)
+    return [(re.findall(r"--[\w-]+", options), default.strip()) for options, default in rows]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_option_table_is_complete(verb: str) -> None:
+    """The page of a verb has a table with every option once, and no other."""
+    listed = [option for options, _ in _option_rows(verb) for option in options]
+    assert sorted(listed) == sorted(_options_of(verb)._option_string_actions)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_option_table_states_the_defaults(verb: str, clean_folder: Path) -> None:
+    """A default that the table shows as a value is the one that the option has."""
+    actions = _options_of(verb)._option_string_actions
+    for options, shown in _option_rows(verb):
+        value = re.fullmatch(r"`([^`]+)`", shown)
+        if value is not None:
+            action = actions[options[0]]
+            convert = action.type if callable(action.type) else str
+            assert convert(value[1]) == action.default, f"{verb}.md, {options[0]}"
+        else:
+            assert all(actions[option].default in (None, False) for option in options), f"{verb}.md, {options}"
+
+
+def test_method_tables_are_complete() -> None:
+    """The page on evaluation has every method once, in the order of the command's help."""
+    methods = importlib.import_module("duet_train.methods").METHODS
+    page = (DOCS / "evaluate.md").read_text(encoding="utf-8")
+    table = page.partition("| Name | Source |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)`", table, re.M) == list(methods)
+
+
+def test_format_table_is_complete() -> None:
+    """The page on preparing has every format once."""
+    formats = importlib.import_module("duet_train.data.formats").FORMATS
+    page = (DOCS / "prepare.md").read_text(encoding="utf-8")
+    table = page.partition("| Format |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)`", table, re.M)) == sorted(formats)
 
 
 def documented(module: str) -> list[str]:
@@ -153,6 +211,27 @@ def documented(module: str) -> list[str]:
 def test_every_public_name_is_on_one_api_page(module: str) -> None:
     """The API pages show every public name once, and nothing else."""
     assert sorted(documented(module)) == sorted(importlib.import_module(module).__all__)
+
+
+@pytest.mark.parametrize(
+    "module", ["metrics", "ranking_metrics", "profile_metrics", "intervals", "bias", "ease", "negatives", "baselines"]
+)
+def test_every_public_part_of_evaluation_is_on_one_api_page(module: str) -> None:
+    """The API pages show every class and function of these modules once."""
+    name = f"duet_train.{module}"
+    loaded = importlib.import_module(name)
+    own = [key for key, value in vars(loaded).items() if getattr(value, "__module__", "") == name and key[0] != "_"]
+    listed = documented(name)
+    assert len(listed) == len(set(listed))
+    assert set(getattr(loaded, "__all__", own)) <= set(listed)
+
+
+def test_every_reader_is_on_one_api_page() -> None:
+    """The API page on data shows the reader of every format once."""
+    page = (DOCS / "api" / "data.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: duet_train\.data\.\w+\.(read_\w+)$", page, re.M)
+    readers = [reader.__name__ for reader in importlib.import_module("duet_train.data.formats").FORMATS.values()]
+    assert sorted(listed) == sorted([*readers, "read_frame"])
 
 
 def test_local_names_on_api_page_exist() -> None:
@@ -182,12 +261,18 @@ def test_navigation_lists_every_page() -> None:
 
 
 def test_every_dependency_has_its_reason() -> None:
-    """The page on dependencies has every one that pyproject.toml declares, with its bounds."""
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    declared = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.M | re.S)
-    assert declared is not None
+    """The page on dependencies has every one that pyproject.toml declares, with its bounds, extras by section."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     page = (DOCS / "dependencies.md").read_text(encoding="utf-8")
-    assert set(re.findall(r'"(.*?)"', declared[1])) == set(re.findall(r"^\| `([^`]+)`", page, re.M))
+    listed = {
+        section.partition("\n")[0]: set(re.findall(r"^\| `([^`]+)`", section, re.M))
+        for section in re.split(r"^##? ", page, flags=re.M)
+    }
+    extras = {f"The extra `{name}`": set(wanted) for name, wanted in project["optional-dependencies"].items()}
+    assert {name: found for name, found in listed.items() if found} == {
+        "Dependencies": set(project["dependencies"]),
+        **extras,
+    }
 
 
 def test_error_tree_is_drawn_as_in_the_source() -> None:
@@ -211,6 +296,15 @@ def test_readme_lists_every_file() -> None:
     listed = re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.M)
     entries = [path for path in (ROOT / "src" / "duet").iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert sorted(listed) == sorted(f"{path.name}/" if path.is_dir() else path.name for path in entries)
+
+
+def test_readme_lists_every_file_of_the_training_package() -> None:
+    """The tree of the README has every module of duet_train once, those of its folder too, and no other."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nsrc/duet_train/ ")[2].partition("\n```")[0]
+    own, folder = (re.findall(rf"^ {{{indent}}}(\w+\.py) +\S", tree, re.M) for indent in (2, 4))
+    package = ROOT / "src" / "duet_train"
+    assert sorted(own) == sorted(path.name for path in package.glob("*.py"))
+    assert sorted([*folder, "__init__.py"]) == sorted(path.name for path in (package / "data").glob("*.py"))
 
 
 def _files_of_data_page(folder: Path) -> Iterator[str]:

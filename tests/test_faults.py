@@ -1033,3 +1033,14 @@ def test_a_key_is_not_in_an_endpoint_that_fails_to_be_made() -> None:
     with pytest.raises(ValueError, match="engine") as caught:
         HTTPEndpoint("http://127.0.0.1:9/v1", "m", api_key=KEY, engine="nope")  # type: ignore[arg-type]
     assert KEY not in str(caught.value)
+
+
+async def test_an_encoding_that_is_unknown_leaves_no_connection_open(wire: str) -> None:
+    """An answer that is refused for its encoding is closed like any other: ten calls do not hold ten connections."""
+    answer = Answer(body=b"x" * 300, headers={"content-encoding": "br"}, content_type="application/json")
+    async with FakeServer(answer) as server, endpoint_at(wire, server.base_url, retries=0) as endpoint:
+        for _ in range(10):
+            with pytest.raises(EndpointUnavailable):
+                await ask(endpoint, "generate")
+        await anyio.sleep(0.1)
+        assert server.open_connections <= 1

@@ -21,6 +21,8 @@ from duet._errors import ConfigurationError, DuetError, MissingExtraError, Recor
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     args = _parser().parse_args(argv)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # closed by whoever started us; talk goes nowhere
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a stand-in
     try:

@@ -106,7 +106,7 @@ class RewardEnv:
 
 
 def _checked(terms: Sequence[RewardTerm]) -> tuple[RewardTerm, ...]:
-    if hasattr(terms, "score") or not all(hasattr(term, "name") for term in terms):
+    if not isinstance(terms, Sequence) or not all(hasattr(term, "name") for term in terms):
         raise ConfigurationError("terms must be a sequence of reward terms, as in [RatingReward(recommender)]")
     names = [term.name for term in terms]
     if not names or len(set(names)) < len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import zlib
@@ -148,15 +149,11 @@ class Chunks:
 
 
 def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
-    """What undoes an encoding that was not asked for; a chunk never grows beyond a limit.
-
-    Raises:
-        WireFailure: The encoding is unknown.
-    """
+    """What undoes an encoding that was not asked for, or refuses it; a chunk never grows beyond a limit."""
     if encoding in ("", "identity"):
         return None
     if encoding not in ("gzip", "deflate"):
-        raise WireFailure(f"an answer encoded as {encoding!r}, which was not asked for")
+        return functools.partial(_refuse, encoding)
     inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
 
     def decode(chunk: bytes) -> bytes:
@@ -169,6 +166,10 @@ def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
         return text
 
     return decode
+
+
+def _refuse(encoding: str, chunk: bytes) -> bytes:
+    raise WireFailure(f"an answer encoded as {encoding!r}, which was not asked for")
 
 
 def is_wire_failure(exc: Exception) -> bool:

@@ -69,7 +69,7 @@ def _module(verb: str) -> Any:
         if missing in ("", "duet", "duet_train"):
             raise
         raise MissingExtraError(
-            f'the package {missing} is not installed; install it with: pip install "duet-profiles[train]"'
+            f'the package {missing} is not installed; install it with: pip install "duet-profiles[evaluate]"'
         ) from exc
 
 
