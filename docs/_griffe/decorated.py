@@ -31,6 +31,8 @@ class Decorated(griffe.Extension):
         for field in cls.members.values():
             if not isinstance(field, griffe.Attribute) or field.annotation is None:
                 continue
+            if "instance-attribute" not in field.labels:  # a property, or a ClassVar
+                continue
             options = _keywords(field.value)
             if options.get("init") == "False":
                 continue
@@ -44,8 +46,21 @@ class Decorated(griffe.Extension):
                     default=_default(field.value, options),
                 )
             )
-        init = griffe.Function("__init__", parameters=griffe.Parameters(*positional, *keyword), returns="None")
-        cls.set_member("__init__", init)
+        if cls.bases and not (positional or keyword):
+            return  # the inherited one is shown
+        inherited = _inherited(cls)
+        kept = griffe.ParameterKind.positional_or_keyword
+        first = [parameter for parameter in inherited if parameter.kind is kept]
+        last = [parameter for parameter in inherited if parameter.kind is not kept]
+        parameters = griffe.Parameters(*first, *positional, *last, *keyword)
+        cls.set_member("__init__", griffe.Function("__init__", parameters=parameters, returns="None"))
+
+
+def _inherited(cls: griffe.Class) -> list[griffe.Parameter]:
+    """The parameters of base classes that stand above in the same module."""
+    above = [cls.parent.members.get(str(base)) for base in cls.bases] if cls.parent is not None else []
+    inits = [base.members.get("__init__") for base in above if isinstance(base, griffe.Class)]
+    return [parameter for init in inits if isinstance(init, griffe.Function) for parameter in init.parameters]
 
 
 def _keywords(call: Any) -> dict[str, str]:
