@@ -131,8 +131,8 @@ def judgement(made: Sequence[Made], predicted: Sequence[float] | None = None) ->
 
 def made_by_hand(rows: Sequence[PreparedExample], user: str = "words", item: str = "words") -> list[Made]:
     """The same profile for every row; an empty text leaves a side out."""
-    sides = {name: Profile(text=text) for name, text in (("user", user), ("item", item)) if text}
-    return [Made(JointProfile(**sides)) for _ in rows]
+    both = JointProfile(user=Profile(text=user) if user else None, item=Profile(text=item) if item else None)
+    return [Made(both) for _ in rows]
 
 
 class ByText:

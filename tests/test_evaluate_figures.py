@@ -200,23 +200,15 @@ def test_against_is_the_best_baseline_less_the_method(data: Prepared) -> None:
     assert found["methods"]["right"]["against"]["difference"]["estimate"] == pytest.approx(1.0)
 
 
-def test_failures_are_counted_by_name(data: Prepared) -> None:
-    """What went wrong is counted by the error's name, apart from the figures."""
-    rows = data.examples("test")
-    gold = gold_of(data, rows)
-    made = [Made(None, TimeoutError()), *made_by_hand(rows[1:])]
-    found = assemble(gold, {"median": gold.ratings}, {"some": judgement(made, [math.nan, *[3.0] * 5])})
-    assert found["methods"]["some"]["failures"] == {"TimeoutError": 1}
-    assert found["methods"]["some"]["rating"]["parse_rate"] == pytest.approx(5 / 6)
-
-
-def test_results_are_json_without_nan(data: Prepared) -> None:
-    """What has no finite value is null in JSON, even where every row failed."""
+def test_failures_are_counted_and_json_has_no_nan(data: Prepared) -> None:
+    """What went wrong is counted by the error's name, and what has no finite value is null in JSON."""
     rows = data.examples("test")
     gold = gold_of(data, rows)
     lost = judgement([Made(None, TimeoutError())] * 6, [math.nan] * 6)
     text = json.dumps(_finite(assemble(gold, {"median": gold.ratings}, {"lost": lost})), allow_nan=False)
-    assert json.loads(text)["methods"]["lost"]["rating"]["mae"]["estimate"] is None
+    found = json.loads(text)["methods"]["lost"]
+    assert found["failures"] == {"TimeoutError": 6}
+    assert (found["rating"]["parse_rate"], found["rating"]["mae"]["estimate"]) == (0, None)
 
 
 def test_no_tokens_have_no_share(data: Prepared) -> None:

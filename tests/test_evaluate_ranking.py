@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import attrs
@@ -13,9 +14,9 @@ import pytest
 from evaluations import ITEMS, Letters, Reader, log, prepared
 from prepare_oracle import Rated
 
-from duet import ConfigurationError
+from duet import ConfigurationError, Interaction, Item
 from duet_train.baselines import HistoryOnly
-from duet_train.data.prepared import Prepared, PreparedExample
+from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample
 from duet_train.negatives import CandidateSet
 from duet_train.ranking import Catalogue, method_scores, ranking_figures
 
@@ -198,6 +199,29 @@ async def test_candidates_show_what_lies_strictly_before(
     assert checked > 50
 
 
+@pytest.mark.parametrize(("user", "seconds"), [("other", 0.0), ("own", -1000.0)])
+async def test_leaking_candidate_ends_the_ranking(
+    data: Prepared, catalogue: Catalogue, rows: list[PreparedExample], user: str, seconds: float
+) -> None:
+    """Evidence of the target's own moment, or of the user's own, is refused before any model is asked."""
+    target = rows[0].example
+    assert target.at is not None
+    at = target.at + timedelta(seconds=seconds)
+
+    @attrs.frozen
+    class Leaky(Prepared):
+        def items(self, requests: Iterable[ItemRequest]) -> list[Item]:
+            one = target.user.id if user == "own" else user
+            return [
+                Item(each.item_id, (Interaction(user=one, item=each.item_id, rating=3.0, at=at),)) for each in requests
+            ]
+
+    reader = Reader()
+    with pytest.raises(ConfigurationError, match=f"row {rows[0].row}: candidate"):
+        await scores_of(Leaky(data.directory, data.manifest), catalogue, rows[:1], reader)
+    assert not reader.seen
+
+
 async def test_positive_shows_what_the_example_shows(
     data: Prepared, catalogue: Catalogue, rows: list[PreparedExample]
 ) -> None:
@@ -207,9 +231,11 @@ async def test_positive_shows_what_the_example_shows(
     assert {row.example.item for row in rows} <= {item for _, item in profiler.calls}
 
 
-async def test_candidates_of_train_show_train_alone(data: Prepared, catalogue: Catalogue) -> None:
-    """For rows of train no candidate shows evidence of a later split."""
-    rows, reader = data.examples("train"), Reader()
+async def test_candidates_of_train_show_train_alone(tmp_path: Path) -> None:
+    """For rows of train no candidate shows evidence of a later split, even where that is older."""
+    early = [attrs.evolve(one, time=(one.time or 0) / 100) if one.user == "u0" else one for one in log()]
+    data = prepared(tmp_path / "out", early, histories="prequential")
+    catalogue, rows, reader = Catalogue.of(data), data.examples("train"), Reader()
     sets = [catalogue.candidates(row, "random", 0) for row in rows]
     await method_scores(
         data, rows, sets, catalogue.item_ids, Letters(), reader, split="train", concurrency=4, step=lambda: None

@@ -91,6 +91,14 @@ def test_interval_stands_behind_its_estimate() -> None:
     assert interval(None) == "–"
 
 
+@pytest.mark.parametrize(("p_value", "shown"), [(0.0004, "p < 0.001"), (0.25, "p 0.250"), (None, "p –")])
+def test_p_value_is_never_shown_as_zero(results: dict[str, Any], p_value: float | None, shown: str) -> None:
+    """A small p-value is less than something, and not nothing."""
+    test = {"difference": figure(0.5), "p_value": p_value}
+    methods = {"duet": results["methods"]["duet"] | {"against": test}}
+    assert f"0.500 [0.000, 1.000], {shown} |" in markdown(results | {"methods": methods})
+
+
 # Tables
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from evaluations import ITEMS, ByText, judgement, log, made_by_hand, prepared, tools
 from prepare_oracle import Rated
 
-from duet import Completion, JointProfile, Ledger, Message, Profile, RatingError, Sampling, TokenLogprob
+from duet import Completion, Item, JointProfile, Ledger, Message, Profile, RatingError, Sampling, TokenLogprob
 from duet.testing import ScriptedAnswer, ScriptedEndpoint
 from duet_train.choice import choice_prompt, choose
 from duet_train.data.prepared import Prepared, PreparedExample
@@ -52,7 +51,7 @@ async def test_vectors_are_of_length_one_and_in_order() -> None:
     embedder = ByText({"a": (2.0, 0.0, 0.0), "b": (0.0, 3.0, 4.0)})
     for batch in (1, 2, 5):
         found = await embed_all(embedder, ["a", "b", "a"], lambda: None, batch)
-        np.testing.assert_allclose(found, [[1, 0, 0], [0, 0.6, 0.8], [1, 0, 0]])
+        np.testing.assert_allclose(found, np.array([[1, 0, 0], [0, 0.6, 0.8], [1, 0, 0]], dtype=np.float64))
 
 
 async def test_no_direction_stays_zero() -> None:
@@ -68,8 +67,6 @@ async def test_no_texts_are_no_vectors() -> None:
 
 def test_item_is_embedded_by_title_and_attributes() -> None:
     """No review takes part, and an item without a title goes by its id."""
-    from duet import Item
-
     assert item_text(Item("x", title="Maps", attributes={"kind": "atlas"})) == "Maps. atlas"
     assert item_text(Item("x")) == "x"
 
@@ -167,15 +164,11 @@ def letters(*likely: tuple[str, float], chosen: str = "A") -> Completion:
     return Completion(chosen, logprobs=(TokenLogprob(chosen, dict(likely).get(chosen, -9.0), likely),))
 
 
-def informed(titles: Sequence[str]) -> ScriptedEndpoint:
-    """A model that knows which titles are right, and names that letter alone."""
-
-    def answer(messages: Sequence[Message], sampling: Sampling) -> ScriptedAnswer:
-        lines = messages[1]["content"].splitlines()
-        right = next(line[0] for line in lines if line[1:3] == ". " and line[3:] in titles)
-        return letters((right, 0.0), chosen=right)
-
-    return ScriptedEndpoint(answer)
+def named(title: str, messages: Sequence[Message]) -> Completion:
+    """The letter of a title, and no other."""
+    lines = messages[1]["content"].splitlines()
+    right = next(line[0] for line in lines if line[1:] == f". {title}")
+    return letters((right, 0.0), chosen=right)
 
 
 def test_choice_is_lettered_in_order() -> None:
@@ -242,8 +235,7 @@ async def test_perfect_knowledge_is_always_right(
     titles = {f"words {row.row}": row.example.item.title or "" for row in rows}
 
     def answer(messages: Sequence[Message], sampling: Sampling) -> ScriptedAnswer:
-        text = messages[1]["content"].splitlines()[1]
-        return informed([titles[text]])._answer(messages, sampling)
+        return named(titles[messages[1]["content"].splitlines()[1]], messages)
 
     made = [Made(JointProfile(user=Profile(text=text))) for text in titles]
     assert await accuracy(data, rows, catalogue, made, ScriptedEndpoint(answer), tmp_path) == (1.0, 0)
@@ -254,8 +246,8 @@ async def test_always_wrong_is_never_right(
 ) -> None:
     """A model that names another letter alone has accuracy 0, not the chance of what it left unnamed."""
     sets = [catalogue.candidates(row, "random", 0) for row in rows]
-    wrong = {f"words {row.row}": string.ascii_uppercase[one.position - 1] for row, one in zip(rows, sets, strict=True)}
-    wrong = {text: "J" if letter == "Z" else letter for text, letter in wrong.items()}
+    # The letter before the right one, and the last for the first.
+    wrong = {f"words {row.row}": "ABCDEFGHIJ"[one.position - 1] for row, one in zip(rows, sets, strict=True)}
 
     def answer(messages: Sequence[Message], sampling: Sampling) -> ScriptedAnswer:
         letter = wrong[messages[1]["content"].splitlines()[1]]
@@ -287,5 +279,5 @@ async def test_unknown_title_goes_by_the_id(tmp_path: Path) -> None:
     """Where an item has no title its id stands in the list."""
     data = prepared(tmp_path / "out", [*log(), Rated("u0", "i99", 5, 10_000.0)])
     rows = [row for row in data.examples("test") if row.example.item.id == "i99"]
-    made = made_by_hand(rows)
-    assert await accuracy(data, rows, Catalogue.of(data), made, informed(["i99"]), tmp_path) == (1.0, 0)
+    endpoint = ScriptedEndpoint(lambda messages, sampling: named("i99", messages))
+    assert await accuracy(data, rows, Catalogue.of(data), made_by_hand(rows), endpoint, tmp_path) == (1.0, 0)

@@ -63,7 +63,7 @@ def test_errors_are_those_of_the_metrics() -> None:
     assert figures["spearman"]["estimate"] == pytest.approx(1.0)
 
 
-@settings(deadline=None, max_examples=5)  # each draws thousands of samples, twice
+@settings(deadline=None, max_examples=3)  # each draws thousands of samples, twice
 @given(pairs)
 def test_failed_rows_change_the_parse_rate_alone(rows: list[tuple[float, float]]) -> None:
     """A row without a prediction is as one that is not there, but for the parse rate: it is never a rating of 0."""

@@ -196,7 +196,7 @@ def _facts(
         "profiler": "embedded SmolLM2-135M" if args.local else args.model,
         "recommender": f"{args.recommender_model or 'the same'}, mode {args.mode}",
         "second recommender": second,
-        "embedder": args.embedder or "none",
+        "embedder": (args.embedder or "none").rpartition(",")[2],
         "intervals": "95 %, bootstrap over rows; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }

@@ -133,6 +133,9 @@ async def method_scores(
         split: Of the rows: no candidate shows evidence of a later one.
         concurrency: Most candidates under way.
         step: Called after each candidate.
+
+    Raises:
+        ConfigurationError: A candidate's evidence leaks.
     """
     shown = [row for row, one in zip(rows, sets, strict=True) for _ in one.items]
     items = data.items(
@@ -141,11 +144,23 @@ async def method_scores(
         for code in one.items
     )
 
+    for row, item in zip(shown, items, strict=True):
+        _check_candidate(row, item)
+
     async def score(pair: tuple[PreparedExample, Item]) -> float:
         return await _predicted(*pair, profiler, recommender)
 
     scores = iter(await in_order(score, list(zip(shown, items, strict=True)), concurrency, step))
     return [[next(scores) for _ in one.items] for one in sets]
+
+
+def _check_candidate(row: PreparedExample, item: Item) -> None:
+    at, user = row.example.at, row.example.user.id
+    late = [one for one in item.evidence if at is not None and (one.at is None or one.at >= at)]
+    if late or any(one.user == user for one in item.evidence):
+        raise ConfigurationError(
+            f"row {row.row}: candidate {item.id!r} shows what is not older than the target, or the user's own"
+        )
 
 
 async def _predicted(row: PreparedExample, item: Item, profiler: Profiler, recommender: Recommender) -> float:

@@ -31,7 +31,7 @@ async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[],
     for start in range(0, len(texts), batch):
         vectors += await embedder.embed(texts[start : start + batch])
         step()
-    matrix = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
+    matrix = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1 if texts else 0)
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit: Floats = np.divide(matrix, norms, out=np.zeros_like(matrix), where=np.isfinite(norms) & (norms > 0))
     return unit

@@ -76,7 +76,11 @@ def _difference(name: str) -> Callable[[Figures], str]:
 
 def _against(figures: Figures) -> str:
     test = figures.get("against")
-    return "–" if test is None else f"{interval(test['difference'])}, p {number(test['p_value'])}"
+    return "–" if test is None else f"{interval(test['difference'])}, p {_p_value(test['p_value'])}"
+
+
+def _p_value(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else number(value)
 
 
 def _verdict(figures: Figures) -> str:
