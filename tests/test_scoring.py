@@ -112,17 +112,24 @@ def test_thresholds_follow_the_scale() -> None:
 
 def test_gain_is_positive_where_the_second_errs_less() -> None:
     """The gain is the error of the first less that of the second, on the rows that both predict."""
-    test = gain(column(3, 3, 3, 3), column(5, 5, 5, math.nan), column(3, 4, math.nan, 3))
+    test = gain(known([3, 3, 3, 3]), column(5, 5, 5, math.nan), column(3, 4, math.nan, 3))
     assert test.difference.estimate == pytest.approx(1.5)
     assert test.difference.units == 2
+
+
+def test_users_are_resampled_whole() -> None:
+    """The rows of one user are drawn together, so two users make two units whatever their rows."""
+    gold = known([3, 3, 3, 3], users=["ann", "ann", "ann", "bob"])
+    assert gain(gold, column(5, 5, 5, 5), column(3, 4, 3, 3)).difference.units == 2
+    assert rating_figures(gold, column(3, 4, 3, 3))["mae"]["units"] == 2
 
 
 @quick
 @given(pairs)
 def test_gain_over_itself_is_nothing(rows: list[tuple[float, float]]) -> None:
     """No method gains over itself, and the interval says so."""
-    truth, guess = column(*(rating for rating, _ in rows)), column(*(guess for _, guess in rows))
-    difference = gain(truth, guess, guess).difference
+    guess = column(*(guess for _, guess in rows))
+    difference = gain(known([rating for rating, _ in rows]), guess, guess).difference
     assert difference.units == np.count_nonzero(~np.isnan(guess))
     assert difference.units < 2 or (difference.estimate, difference.low, difference.high) == (0, 0, 0)
 

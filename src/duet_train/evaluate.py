@@ -197,7 +197,7 @@ def _facts(
         "recommender": f"{args.recommender_model or 'the same'}, mode {args.mode}",
         "second recommender": second,
         "embedder": (args.embedder or "none").rpartition(",")[2],
-        "intervals": "95 %, bootstrap over rows; gains are differences of MAE, positive is better",
+        "intervals": "95 %, bootstrap; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }
 

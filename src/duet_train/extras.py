@@ -14,7 +14,7 @@ from duet_train.choice import choose
 from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample
 from duet_train.intervals import mean_interval
 from duet_train.judging import Floats, Judgement, Made, in_order
-from duet_train.methods import Tools
+from duet_train.methods import PAIRED, Tools
 from duet_train.negatives import CandidateSet
 from duet_train.profile_metrics import STOP_WORDS, coverage
 from duet_train.ranking import Catalogue
@@ -75,7 +75,7 @@ async def catalogue_table(
     Args:
         data: Where the items are.
         rows: What was profiled.
-        judged: By method.
+        judged: By method; those that write with the target in sight are left out.
         catalogue: Item codes, and who has what.
         tools: Without an embedder the table is empty.
     """
@@ -89,7 +89,7 @@ async def catalogue_table(
         return catalogue_figures(users, vectors, positives, [catalogue.had(row) for row in shown])
 
     table: dict[str, Any] = {}
-    for name, one in judged.items():
+    for name, one in _unaware(judged):
         written = [(row, text) for row, made in zip(rows, one.made, strict=True) if (text := user_text(made.profile))]
         if written:
             users = await embed_all(tools.embedder, [text for _, text in written], lambda: None)
@@ -114,7 +114,7 @@ async def choice_table(
     Args:
         data: Where the items are.
         rows: What was profiled.
-        judged: By method; those that write of no user are left out.
+        judged: By method; those that write of no user, or with the target in sight, are left out.
         catalogue: Draws the candidates.
         tools: The recommender's endpoint answers.
         seed: Of the candidates.
@@ -122,12 +122,17 @@ async def choice_table(
     sets = [catalogue.candidates(row, "random", seed) for row in rows]
     titles = _titles(data, catalogue, sets)
     table = {}
-    for name, one in judged.items():
+    for name, one in _unaware(judged):
         if any(made.profile is None or made.profile.user is not None for made in one.made):
             hits = await _hits(one.made, sets, titles, tools)
             found = hits[~np.isnan(hits)]
             table[name] = {"accuracy": attrs.asdict(mean_interval(found)), "failed": hits.size - found.size}
     return table
+
+
+def _unaware(judged: Mapping[str, Judgement]) -> list[tuple[str, Judgement]]:
+    """The methods whose text of the user was written without the target in sight."""
+    return [(name, one) for name, one in judged.items() if name.partition("@")[0] not in PAIRED]
 
 
 def _titles(data: Prepared, catalogue: Catalogue, sets: Sequence[CandidateSet]) -> list[list[str]]:

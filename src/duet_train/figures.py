@@ -134,7 +134,7 @@ def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, J
     for name, one in judged.items():
         methods[name] = _basic(gold, one.predicted) | {
             "personal": personal_figures(gold, one.predicted, one.shuffled_users, one.shuffled_items),
-            "against": plain(gain(gold.ratings, baselines[best], one.predicted)),
+            "against": plain(gain(gold, baselines[best], one.predicted)),
             "failures": dict(Counter(error for error in one.errors if error)),
             "cost": _cost(one),
         }

@@ -91,6 +91,8 @@ LADDER = (
     "duet-without-constructed-prompt",
     "duet",
 )
+# These write the user's text with the target item in sight: it may name the item that a table asks for.
+PAIRED = frozenset({"duet", "duet-user-alone", "duet-without-cue", "duet-without-constructed-prompt"})
 PROMPTED: dict[str, Any] = {"kar": KAR, "rlmrec": RLMRec, "palr": PALR, "lettingo": LettinGo, "reason4rec": Reason4Rec}
 METHODS = ("10h", "template", *PROMPTED, *LADDER)
 

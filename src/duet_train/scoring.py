@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -23,6 +23,7 @@ from duet_train.metrics import (
 )
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +34,7 @@ class Gold:
         ratings: True ratings, in rating points.
         users: Ids.
         scale: Of the ratings.
-        history_lengths: Earlier rows of the user in the whole data.
+        history_lengths: Earlier rows of the user that the histories' setting allows, before the window cuts them.
         variances: Of the user's earlier ratings, nan for fewer than two.
         median: Of the training ratings: what a constant would answer.
     """
@@ -49,39 +50,49 @@ class Gold:
 def rating_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
     """Every figure of rating prediction; rows without a prediction count in the parse rate alone.
 
+    Intervals resample users whole, since the rows of one user are not independent.
+
     Args:
         gold: What is known of the rows.
         predicted: Rating points, nan where there is none.
     """
     valid = ~np.isnan(predicted)
-    truth, given = gold.ratings[valid], predicted[valid]
+    truth, given, users = gold.ratings[valid], predicted[valid], np.asarray(gold.users)[valid]
     errors = np.abs(truth - given)
     labels, guesses = round_half_up(truth, gold.scale), round_half_up(given, gold.scale)
     figures: dict[str, Interval | float] = {
         "parse_rate": float(valid.mean()) if valid.size else math.nan,
-        "mae": mean_interval(errors),
-        "rmse": mean_interval(errors**2, transform=np.sqrt),
-        "accuracy": mean_interval((labels == guesses).astype(np.float64)),
-        "macro_f1": statistic_interval(lambda rows: macro_f1(labels[rows], guesses[rows]), labels.size),
-        "weighted_f1": statistic_interval(lambda rows: weighted_f1(labels[rows], guesses[rows]), labels.size),
-        "spearman": statistic_interval(lambda rows: spearman(truth[rows], given[rows]), labels.size),
+        "mae": mean_interval(errors, users=users),
+        "rmse": mean_interval(errors**2, users=users, transform=np.sqrt),
+        "spearman": statistic_interval(lambda rows: spearman(truth[rows], given[rows]), truth.size, users=users),
     }
-    return {name: plain(figure) for name, figure in figures.items()} | {
-        "sentiment": _sentiment(gold.scale, truth, given)
+    return (
+        {name: plain(figure) for name, figure in figures.items()}
+        | _class_figures(labels, guesses, users)
+        | {"sentiment": _sentiment(gold.scale, truth, given, users)}
+    )
+
+
+def _class_figures(labels: Labels, guesses: Labels, users: npt.NDArray[np.str_]) -> dict[str, Any]:
+    return {
+        "accuracy": plain(mean_interval((labels == guesses).astype(np.float64), users=users)),
+        "macro_f1": plain(_f1_interval(macro_f1, labels, guesses, users)),
+        "weighted_f1": plain(_f1_interval(weighted_f1, labels, guesses, users)),
     }
 
 
-def _sentiment(scale: RatingScale, truth: Floats, given: Floats) -> dict[str, Any]:
+def _f1_interval(
+    f1: Callable[[Labels, Labels], float], labels: Labels, guesses: Labels, users: npt.NDArray[np.str_]
+) -> Interval:
+    return statistic_interval(lambda rows: f1(labels[rows], guesses[rows]), labels.size, users=users)
+
+
+def _sentiment(scale: RatingScale, truth: Floats, given: Floats, users: npt.NDArray[np.str_]) -> dict[str, Any]:
     """Like, neutral, dislike (LettinGo), with the thresholds."""
     labels, guesses = sentiments(truth, scale), sentiments(given, scale)
     limits = SentimentThresholds.of(scale)
-    return {
-        "like_from": limits.like,
-        "dislike_to": limits.dislike,
-        "accuracy": plain(mean_interval((labels == guesses).astype(np.float64))),
-        "macro_f1": plain(statistic_interval(lambda rows: macro_f1(labels[rows], guesses[rows]), labels.size)),
-        "weighted_f1": plain(statistic_interval(lambda rows: weighted_f1(labels[rows], guesses[rows]), labels.size)),
-    }
+    bounds = {"like_from": limits.like, "dislike_to": limits.dislike}
+    return bounds | _class_figures(labels, guesses, users)
 
 
 def personal_figures(gold: Gold, predicted: Floats, shuffled_users: Floats, shuffled_items: Floats) -> dict[str, Any]:
@@ -97,10 +108,10 @@ def personal_figures(gold: Gold, predicted: Floats, shuffled_users: Floats, shuf
         What `order_figures` has, and ``users`` and ``items``: MAE of the shuffled pairing less that of the true one;
         ``personal``: true where the interval of ``users`` lies above zero.
     """
-    by_user = gain(gold.ratings, shuffled_users, predicted)
+    by_user = gain(gold, shuffled_users, predicted)
     return order_figures(gold, predicted) | {
         "users": plain(by_user),
-        "items": plain(gain(gold.ratings, shuffled_items, predicted)),
+        "items": plain(gain(gold, shuffled_items, predicted)),
         "personal": bool(by_user.difference.low > 0),
     }
 
@@ -121,15 +132,16 @@ def order_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
         *(np.asarray(column)[~np.isnan(predicted)] for column in (gold.users, gold.ratings, predicted))
     )
     return {
-        "gain_over_median": plain(gain(gold.ratings, constant, predicted)),
+        "gain_over_median": plain(gain(gold, constant, predicted)),
         "within_user": {"mean": within.mean, "users": within.users},
     }
 
 
-def gain(truth: Floats, worse: Floats, better: Floats) -> PairedTest:
-    """The absolute error of `worse` less that of `better`, on the rows that both predict."""
+def gain(gold: Gold, worse: Floats, better: Floats) -> PairedTest:
+    """The absolute error of `worse` less that of `better`, on the rows that both predict; users are resampled whole."""
     both = ~(np.isnan(worse) | np.isnan(better))
-    return paired_test(np.abs(truth - worse)[both], np.abs(truth - better)[both])
+    errors = (np.abs(gold.ratings - predicted)[both] for predicted in (worse, better))
+    return paired_test(*errors, users=np.asarray(gold.users)[both])
 
 
 def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
