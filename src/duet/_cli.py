@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--section-chars", type=_positive, default=None, metavar="N", help="most characters a section")
     prompt.add_argument("--max-tokens", type=_positive, default=896, metavar="N", help="most tokens of a completion")
     prompt.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
-    prompt.add_argument("--seed", type=int, default=3, metavar="N", help="of the sampling (default: 3)")
+    prompt.add_argument("--seed", type=int, default=6, metavar="N", help="of the sampling (default: 6)")
 
 
 def read_options(args: argparse.Namespace, data: Dataset) -> Options:
