@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,25 +23,10 @@ from duet import (
 )
 from duet.testing import Answer, FakeServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
 AnyEmbedder = HTTPEmbedder | AsyncOpenAIEmbedder
 AT_ONCE = {"retry-after": "0"}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks() -> Iterator[None]:
-    """A socket or session left open warns when it is collected, so collect while the test is still to blame."""
-    gc.freeze()
-    yield
-    gc.collect()
-    gc.unfreeze()
-
-
-@pytest.fixture(params=["http", "openai"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every test runs over both embedders."""
-    return str(request.param)
 
 
 @asynccontextmanager

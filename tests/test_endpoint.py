@@ -6,7 +6,7 @@ import gc
 import gzip
 import traceback
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ from duet import (
 )
 from duet.testing import USAGE, Answer, FakeServer, Request
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
 BLUE = Answer("A blue whale.", chunks=["A ", "blue ", "whale", "."])
 LOGPROBS = (
@@ -48,27 +48,6 @@ LOGPROBS = (
 )
 GRAMMAR = 'root ::= "yes" | "no"'
 VLLM = Answer(body='{"object": "list", "data": [{"id": "fake", "owned_by": "vllm"}]}')
-
-
-@pytest.fixture(params=["http", "openai"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every test runs over both endpoints."""
-    return str(request.param)
-
-
-@pytest.fixture(params=["generate", "stream"])
-def how(request: pytest.FixtureRequest) -> str:
-    """Tests of one completion run whole and streamed."""
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks() -> Iterator[None]:
-    """A socket or session left open warns when it is collected, so collect while the test is still to blame."""
-    gc.freeze()
-    yield
-    gc.collect()
-    gc.unfreeze()
 
 
 # What comes back

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import functools
-import gc
 import gzip
 import json
 import pickle
@@ -13,7 +12,7 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import anyio
@@ -47,7 +46,7 @@ from duet import (
 from duet._caller import parse_retry_after
 from duet.testing import Answer, FakeServer, Fault, Transcript
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
 REFUSED = (400, 401, 403, 404, 413, 422, 501)
 FAILED = (408, 429, 500, 502, 503, 504)
@@ -62,27 +61,6 @@ FAULTS: dict[Fault, type[EndpointError]] = {
     "error_event": EndpointUnavailable,
     "end_early": IncompleteStream,
 }
-
-
-@pytest.fixture(params=["http", "openai"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every test runs over both endpoints."""
-    return str(request.param)
-
-
-@pytest.fixture(params=["generate", "stream"])
-def how(request: pytest.FixtureRequest) -> str:
-    """Tests of one completion run whole and streamed."""
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks() -> Iterator[None]:
-    """A socket or session left open warns when it is collected, so collect while the test is still to blame."""
-    gc.freeze()
-    yield
-    gc.collect()
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -14,32 +12,11 @@ from wires import KEY, AnyEndpoint, ask, endpoint_at, meeting, serving
 from duet import Deadlines, EndpointError, EndpointUnavailable
 from duet.testing import Answer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
 AT_ONCE = {"retry-after": "0"}
 SECRET = "other-made-up-987654321"
 CLOSED = Answer(fault="close")
-
-
-@pytest.fixture(params=["http", "openai"])
-def wire(request: pytest.FixtureRequest) -> str:
-    """Every test runs over both endpoints."""
-    return str(request.param)
-
-
-@pytest.fixture(params=["generate", "stream"])
-def how(request: pytest.FixtureRequest) -> str:
-    """Tests of one completion run whole and streamed."""
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks() -> Iterator[None]:
-    """A socket or session left open warns when it is collected, so collect while the test is still to blame."""
-    gc.freeze()
-    yield
-    gc.collect()
-    gc.unfreeze()
 
 
 def event(value: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
@@ -20,7 +19,7 @@ from duet import (
 )
 from duet.testing import Answer, Request, Transcript
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
 HERE = Path(__file__).parent / "transcripts"
 CUTS = (1, 7, 4096)
@@ -119,15 +118,6 @@ NAMES = PLAIN.keys() | STREAMED.keys() | REFUSED.keys() | OTHERS
 def cut(request: pytest.FixtureRequest) -> int:
     """Bytes a write."""
     return int(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks() -> Iterator[None]:
-    """A socket or session left open warns when it is collected, so collect while the test is still to blame."""
-    gc.freeze()
-    yield
-    gc.collect()
-    gc.unfreeze()
 
 
 def cuts_of(names: Iterable[str]) -> list[tuple[str, int]]:

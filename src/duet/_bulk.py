@@ -12,11 +12,11 @@ from typing import Any, TextIO
 
 import attrs
 
-from duet._cli import add_arguments, open_endpoint, read_data, read_options
+from duet._cli import add_arguments, open_endpoint, profiler_for, read_data, read_options
 from duet._dataset import Dataset, identifier, instant, read_lines
 from duet._errors import ConfigurationError, RecordError
 from duet._ledger import Ledger
-from duet._profiler import JointProfiler, Pair
+from duet._profiler import Pair
 from duet._results import Outcome
 
 
@@ -48,13 +48,7 @@ async def run(args: argparse.Namespace) -> int:
         ledger = await stack.enter_async_context(Ledger(args.ledger)) if args.ledger else None
         parallel = min(4, args.concurrency, len(pairs))
         endpoint = await stack.enter_async_context(open_endpoint(options, pairs, parallel))
-        profiler = JointProfiler(
-            endpoint,
-            prompt=options.prompt,
-            sampling=options.sampling,
-            constrained=options.constrained,
-            ledger=ledger,
-        )
+        profiler = profiler_for(options, endpoint, ledger)
         out = stack.enter_context(_opened(args.out))
         bar = stack.enter_context(tqdm(total=len(pairs), desc="profiles", unit="pair", file=sys.stderr))
         async with profiler.profile_many(pairs, concurrency=args.concurrency) as outcomes:

@@ -16,6 +16,7 @@ from duet import local
 from duet._dataset import Dataset, load
 from duet._endpoint import HTTPEndpoint
 from duet._errors import ConfigurationError
+from duet._ledger import Ledger
 from duet._profiler import JointProfiler, Pair
 from duet._prompts import JointPrompt
 from duet._schema import ProfileSchema
@@ -118,9 +119,15 @@ async def open_endpoint(options: Options, pairs: Sequence[Pair], parallel: int) 
         yield endpoint
 
 
-def profiler_for(options: Options, endpoint: HTTPEndpoint) -> JointProfiler:
+def profiler_for(options: Options, endpoint: HTTPEndpoint, ledger: Ledger | None = None) -> JointProfiler:
     """The profiler that the options describe."""
-    return JointProfiler(endpoint, prompt=options.prompt, sampling=options.sampling, constrained=options.constrained)
+    return JointProfiler(
+        endpoint,
+        prompt=options.prompt,
+        sampling=options.sampling,
+        ledger=ledger,
+        constrained=options.constrained,
+    )
 
 
 def say(text: str) -> None:
