@@ -76,9 +76,9 @@ class Caller:
         try:
             answer = await _within(ends, self.wire.send(path, body, self.deadlines.connect))
         except TimeoutError as exc:
-            raise self._unavailable(f"no answer within {anyio.current_time() - started:.3g} s") from exc
+            raise self.unavailable(f"no answer within {anyio.current_time() - started:.3g} s") from exc
         except WireFailure as exc:
-            raise self._unavailable(str(exc)) from exc
+            raise self.unavailable(str(exc)) from exc
         self._answered = True
         exchange = Exchange(self, answer, ends)
         if answer.status == 200 and not exchange.is_html:
@@ -97,9 +97,10 @@ class Caller:
         finally:
             await exchange.aclose()
 
-    def _unavailable(self, what: str) -> EndpointUnavailable:
+    def unavailable(self, what: str, status_code: int | None = None) -> EndpointUnavailable:
+        """The error that says so, naming the endpoint."""
         address = self.wire.address
-        return EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address)
+        return EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address, status_code=status_code)
 
     def redacted(self, text: str) -> str:
         """The text without what was sent as a secret, should a server repeat it."""
@@ -221,8 +222,7 @@ class Exchange:
         return kind(text, endpoint=self.address, status_code=status, retry_after=retry_after)
 
     def _unavailable(self, what: str) -> EndpointUnavailable:
-        text = self._caller.redacted(f"{self.address}: {what}")
-        return EndpointUnavailable(text, endpoint=self.address, status_code=self._answer.status)
+        return self._caller.unavailable(what, self._answer.status)
 
 
 class Served:
