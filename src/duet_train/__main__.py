@@ -18,6 +18,14 @@ from duet import ConfigurationError, DuetError, MissingExtraError, RecordError
 VERBS: Mapping[str, str] = {
     "prepare": "turn a log of ratings into splits and examples",
     "evaluate": "measure profiles beside baselines on prepared data",
+    "head": "fit a small frozen recommender on raw history and item text",
+    "grpo": "train the policy by the error of a frozen recommender (DUET)",
+    "explore": "sample many profiles an example and score them (LettinGo)",
+    "sft": "fine-tune on the best completions, or on given ones",
+    "dpo": "train on pairs of right and wrong completions (LettinGo)",
+    "rlso": "train by whole-catalogue ranking and the embedder in turn (LangPTune)",
+    "host": "serve a base model with trained adapters on loopback",
+    "report": "one page of pictures for a run",
 }
 """Each verb, which is also the name of its module, and what it does."""
 
@@ -27,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words[0] if words else ""
     try:
-        args = _parser(verb).parse_args(words)
+        args = _arguments(_parser(verb), words)
         return int(args.run(args))
     except (ConfigurationError, MissingExtraError, RecordError) as exc:
         return _fail(2, f"duet_train {verb}: {exc}")
@@ -52,12 +60,21 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
-        sub = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        about = f"{summary[0].upper()}{summary[1:]}."
+        sub = verbs.add_parser(verb, help=summary, description=about, allow_abbrev=False)
         if verb == chosen:
             module = _module(verb)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
+
+
+def _arguments(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """What is not ours goes on to TRL, with the verbs that say so."""
+    args, args.rest = parser.parse_known_args(words)
+    if args.rest and not getattr(args, "passes_on", False):
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    return args
 
 
 def _module(verb: str) -> Any:

@@ -1,0 +1,197 @@
+"""``python -m duet_train grpo``: the policy writes, a frozen recommender reads, and what helped it is reinforced.
+
+DUET's third stage: joint generation, advantages within groups, and the rating error of the recommender as reward
+(DUET, "Reward" and section 1.4 of its released settings; GRPO by TRL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from duet import ConfigurationError
+from duet_train.data.prepared import Prepared
+from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
+from duet_train.recommenders import check_recommender, open_envs
+from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_training_arguments(parser, Settings, "GRPOConfig")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit code."""
+    settings, keys, argv = read(args, Settings)
+    if not settings.data:
+        raise ConfigurationError("data must name the directory that prepare wrote")
+    check_recommender(settings)
+    data = Prepared.open(settings.data)
+    require_training()
+    training_args, model_args = arguments(settings, keys, argv)
+    train(settings, data, training_args, model_args)
+    return 0
+
+
+def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tuple[Any, Any]:
+    """TRL's settings, checked.
+
+    Args:
+        settings: This project's own.
+        keys: Of the YAML file, for TRL.
+        argv: Options, for TRL.
+
+    Raises:
+        ConfigurationError: They do not hold, or a run could not be resumed with them.
+    """
+    from trl import GRPOConfig, ModelConfig
+
+    from duet_train.models import check_adapter, check_model
+    from duet_train.preflight import check_cycle
+
+    defaults = {"use_peft": True, "lora_dropout": 0.0, "logging_steps": 1, "report_to": "none", "save_steps": 50}
+    training_args, model_args = trl_arguments(keys, argv, (GRPOConfig, ModelConfig), **defaults)
+    if training_args.output_dir in (None, "trainer_output"):
+        raise ConfigurationError("output_dir must name the run directory")
+    if settings.rollouts != "trl" and training_args.use_vllm:
+        raise ConfigurationError("use_vllm is for rollouts: trl; a vLLM server over HTTP is rollouts: server")
+    check_model(model_args)
+    check_adapter(settings.adapter, model_args)
+    check_cycle(training_args)
+    training_args.remove_unused_columns = False
+    return training_args, model_args
+
+
+def train(settings: Settings, data: Prepared, training_args: Any, model_args: Any) -> None:
+    """Train, or go on where an earlier attempt was killed.
+
+    Args:
+        settings: This project's own.
+        data: What prepare wrote.
+        training_args: TRL's GRPOConfig.
+        model_args: TRL's ModelConfig.
+    """
+    from duet_train.callbacks import CompleteCheckpoints, HeldOut, History, last_checkpoint
+    from duet_train.card import start_card, unsupported, write_adapter_card
+    from duet_train.models import load_policy, load_tokenizer, prompt_ids
+    from duet_train.preflight import Preflight
+    from duet_train.rewards import TRLReward
+
+    folder = Path(training_args.output_dir)
+    main = training_args.process_index == 0
+    tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    template = training_args.chat_template_kwargs
+
+    def fitting(rows: list[Row], what: str) -> list[Row]:
+        lengths = [len(prompt_ids(tokenizer, row.messages, template)) for row in rows]
+        kept = within(rows, lengths, settings.max_prompt_length)
+        if len(kept) < len(rows) and main:
+            _say(f"{len(rows) - len(kept)} of {len(rows)} {what} rows left out: prompts over {settings.max_prompt_length} tokens")
+        return kept
+
+    rows = fitting(training_rows(data, settings, seed=training_args.seed), "training")
+    held_out = held_out_rows(data, settings, seed=training_args.seed)
+    held_out = fitting(held_out, "held-out") if held_out else []
+    card = start_card(folder, "grpo", data, len(rows), settings, training_args, model_args)
+    if main:
+        for sentence in unsupported():
+            _say(f"check: {sentence}")
+
+    def envs() -> Any:
+        return open_envs(settings, data.scale, recent=int(data.settings["recent"]))
+
+    reward = TRLReward(
+        envs,
+        {row.id: row for row in rows},
+        attempts=settings.reward_attempts,
+        max_failed_share=settings.max_failed_share,
+    )
+    rollout = _rollout(settings, training_args)
+    history = History(folder, card.values["attempt"], reward=reward, rollout=rollout)
+    measured = HeldOut(
+        folder,
+        card.values["attempt"],
+        held_out,
+        envs,
+        tokenizer,
+        card,
+        steps=settings.held_out_steps,
+        max_new_tokens=training_args.max_completion_length,
+        chat_template_kwargs=template,
+    )
+    check = Preflight(rows, envs, stop=settings.preflight == "stop")
+    callbacks: list[Any] = [history, measured, CompleteCheckpoints()]
+    if settings.preflight != "off":
+        callbacks.insert(0, check)
+    model, peft_config = load_policy(model_args, training_args, settings.adapter)
+    trainer = _trainer_class(settings)(
+        model=model,
+        reward_funcs=reward.reward,
+        args=training_args,
+        train_dataset=columns(rows),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=peft_config,
+        rollout_func=rollout,
+    )
+    check.trainer = measured.trainer = trainer
+    try:
+        checkpoint = last_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        asyncio.run_coroutine_threadsafe(reward.aclose(), trainer.async_loop).result()
+    save(trainer, folder / ("adapter" if model_args.use_peft else "model"))
+    if main:
+        card.update(status="finished", finished=_now(), steps=trainer.state.global_step)
+        write_adapter_card(folder / ("adapter" if model_args.use_peft else "model"), card)
+        _say(f"finished: {folder}; a page of it: python -m duet_train report {folder}")
+
+
+def _rollout(settings: Settings, training_args: Any) -> Callable[..., Any] | None:
+    if settings.rollouts == "trl":
+        return None
+    if settings.rollouts == "server":
+        from duet_train.server_rollouts import ServerRollout
+
+        raise NotImplementedError(ServerRollout)
+    from duet_train.rollouts import SharedPrefixRollout
+
+    return SharedPrefixRollout()
+
+
+def _trainer_class(settings: Settings) -> Any:
+    from trl import GRPOTrainer
+
+    from duet_train.trainers import quiet
+
+    if settings.rollouts == "server":
+        from duet_train.server_rollouts import server_trainer_class
+
+        return quiet(server_trainer_class())
+    return quiet(GRPOTrainer)
+
+
+def save(trainer: Any, folder: Path) -> None:
+    """The trained weights in safetensors, and nothing that has to be unpickled.
+
+    Args:
+        trainer: Any of TRL's.
+        folder: For an adapter, or for the whole model.
+    """
+    trainer.save_model(str(folder))
+    if trainer.args.process_index == 0:
+        (folder / "training_args.bin").unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
