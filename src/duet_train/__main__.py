@@ -71,9 +71,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 def _arguments(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """What is not ours goes on to TRL, with the verbs that say so."""
-    args, args.rest = parser.parse_known_args(words)
-    if args.rest and not getattr(args, "passes_on", False):
-        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    args, rest = parser.parse_known_args(words)
+    args.rest = rest
+    if rest and not getattr(args, "passes_on", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
 
 

@@ -323,4 +323,3 @@ def last_checkpoint(folder: Path) -> Path | None:
     """
     whole = [path.parent for path in folder.glob("checkpoint-*/complete")]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-

@@ -1,4 +1,4 @@
-"""Prepared examples as rows of training: a prompt, the shape of its completion, and what the completion is scored on."""
+"""Prepared examples as rows of training: a prompt, the shape of its completion, and what that is scored on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import attrs
 
-from duet import ConfigurationError, Example, JointPrompt, Message, ProfileSchema, RatingScale
+from duet import ConfigurationError, Example, Item, JointPrompt, Message, ProfileSchema, RatingScale
 from duet_train.baselines import OneSidePrompt
-from duet_train.data.prepared import Prepared, PreparedExample
+from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample
 from duet_train.settings import Settings
 
 
@@ -110,9 +110,7 @@ def columns(rows: Sequence[Row]) -> Any:
     """
     from datasets import Dataset
 
-    return Dataset.from_dict(
-        {"prompt": [list(row.messages) for row in rows], "example": [row.id for row in rows]}
-    )
+    return Dataset.from_dict({"prompt": [list(row.messages) for row in rows], "example": [row.id for row in rows]})
 
 
 def within(rows: Sequence[Row], lengths: Sequence[int], limit: int) -> list[Row]:
@@ -133,3 +131,12 @@ def within(rows: Sequence[Row], lengths: Sequence[int], limit: int) -> list[Row]
             "raise it, or show fewer rows (history_limit, evidence_limit) or shorter reviews (review_chars)"
         )
     return kept
+
+
+def catalogue(data: Prepared) -> list[Item]:
+    """Every item of the data, with title and attributes.
+
+    Args:
+        data: What prepare wrote.
+    """
+    return data.items(ItemRequest(item_id, split="train") for item_id in data.matrix("train").item_ids)

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--api-key-env", default="DUET_API_KEY", metavar="NAME", help="holds the key [DUET_API_KEY]")
     model.add_argument("--recommender-base-url", metavar="URL", help="default: the profiler's")
     model.add_argument("--recommender-model", metavar="NAME", help="default: the profiler's")
+    model.add_argument("--recommender-head", type=Path, metavar="DIR", help="what the verb head wrote")
     model.add_argument("--transfer-to", metavar="URL,MODEL", help="a second recommender judges the same profiles")
     model.add_argument("--embedder", metavar="minilm|URL,MODEL", help="for alignment and the whole catalogue")
     model.add_argument("--engine", choices=("llama.cpp", "vllm", "openai"), help="of the profiler, for --constrained")
@@ -194,12 +195,18 @@ def _facts(
         "history": f"at most {settings['history']} rows, and {settings['recent']} raw ones after them",
         "prompt": f"at most {args.shown} rows a side, {args.review_chars} characters a review",
         "profiler": "embedded SmolLM2-135M" if args.local else args.model,
-        "recommender": f"{args.recommender_model or 'the same'}, mode {args.mode}",
+        "recommender": _recommender_named(args),
         "second recommender": second,
         "embedder": (args.embedder or "none").rpartition(",")[2],
         "intervals": "95 %, bootstrap; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }
+
+
+def _recommender_named(args: argparse.Namespace) -> str:
+    if args.recommender_head:
+        return "a head fitted on raw history and item text, which reads the profiles alone"
+    return f"{args.recommender_model or 'the same'}, mode {args.mode}"
 
 
 class _bar:

@@ -17,7 +17,7 @@ from typing import Any
 from duet import ConfigurationError
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
-from duet_train.recommenders import check_recommender, open_envs
+from duet_train.recommenders import TRAINABLE, check_recommender, key, open_envs
 from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
 
 
@@ -92,7 +92,8 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         lengths = [len(prompt_ids(tokenizer, row.messages, template)) for row in rows]
         kept = within(rows, lengths, settings.max_prompt_length)
         if len(kept) < len(rows) and main:
-            _say(f"{len(rows) - len(kept)} of {len(rows)} {what} rows left out: prompts over {settings.max_prompt_length} tokens")
+            over = f"prompts over {settings.max_prompt_length} tokens"
+            _say(f"{len(rows) - len(kept)} of {len(rows)} {what} rows left out: {over}")
         return kept
 
     rows = fitting(training_rows(data, settings, seed=training_args.seed), "training")
@@ -103,8 +104,10 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         for sentence in unsupported():
             _say(f"check: {sentence}")
 
+    embedder, updates = _embedder(settings, folder)
+
     def envs() -> Any:
-        return open_envs(settings, data.scale, recent=int(data.settings["recent"]))
+        return open_envs(settings, data, embedder=embedder)
 
     reward = TRLReward(
         envs,
@@ -112,6 +115,10 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         attempts=settings.reward_attempts,
         max_failed_share=settings.max_failed_share,
     )
+    # Normalised one by one and then summed, as BLUE's, terms are functions of their own to TRL.
+    apart = training_args.multi_objective_aggregation == "normalize_then_sum"
+    reward_funcs = reward.functions(list(settings.terms)) if apart else [reward.reward]
+    training_args.reward_weights = [*settings.terms.values(), 1.0] if apart else [1.0]
     rollout = _rollout(settings, training_args)
     history = History(folder, card.values["attempt"], reward=reward, rollout=rollout)
     measured = HeldOut(
@@ -125,14 +132,15 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         max_new_tokens=training_args.max_completion_length,
         chat_template_kwargs=template,
     )
-    check = Preflight(rows, envs, stop=settings.preflight == "stop")
-    callbacks: list[Any] = [history, measured, CompleteCheckpoints()]
+    server = rollout if settings.rollouts == "server" else None
+    check = Preflight(rows, envs, stop=settings.preflight == "stop", server=server)
+    callbacks: list[Any] = [*updates, history, measured, CompleteCheckpoints()]
     if settings.preflight != "off":
         callbacks.insert(0, check)
     model, peft_config = load_policy(model_args, training_args, settings.adapter)
     trainer = _trainer_class(settings)(
         model=model,
-        reward_funcs=reward.reward,
+        reward_funcs=reward_funcs,
         args=training_args,
         train_dataset=columns(rows),
         processing_class=tokenizer,
@@ -141,6 +149,8 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         rollout_func=rollout,
     )
     check.trainer = measured.trainer = trainer
+    for update in updates:
+        update.reward = reward
     try:
         checkpoint = last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -153,13 +163,31 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         _say(f"finished: {folder}; a page of it: python -m duet_train report {folder}")
 
 
+def _embedder(settings: Settings, folder: Path) -> tuple[Any, list[Any]]:
+    """An embedder that learns beside the policy, and what makes it learn; neither unless it is asked for."""
+    if settings.embedder != TRAINABLE:
+        return None, []
+    from duet_train.embedder_updates import EmbedderUpdates
+    from duet_train.embedding import TrainableEmbedder
+
+    embedder = TrainableEmbedder(
+        learning_rate=settings.embedder_learning_rate,
+        temperature=settings.contrastive_temperature,
+        both_directions=True,
+    )
+    return embedder, [EmbedderUpdates(embedder, folder)]
+
+
 def _rollout(settings: Settings, training_args: Any) -> Callable[..., Any] | None:
     if settings.rollouts == "trl":
         return None
     if settings.rollouts == "server":
         from duet_train.server_rollouts import ServerRollout
 
-        raise NotImplementedError(ServerRollout)
+        folder = Path(training_args.output_dir)
+        return ServerRollout(
+            settings.server, settings.server_model, folder / "served", api_key=key(settings), run_name=folder.name
+        )
     from duet_train.rollouts import SharedPrefixRollout
 
     return SharedPrefixRollout()

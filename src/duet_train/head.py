@@ -11,6 +11,7 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,13 @@ def save(folder: Path, weights: Any, facts: dict[str, Any]) -> None:
     (folder / "head.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+@cache
+def _embedder() -> Embedder:
+    from duet_train.minilm import MiniLM
+
+    return MiniLM()
+
+
 class HeadRecommender:
     """A recommender that reads the two profiles and nothing else: neither history nor evidence, and no title.
 
@@ -197,14 +205,12 @@ class HeadRecommender:
         """
         from safetensors.numpy import load_file
 
-        from duet_train.minilm import MiniLM
-
         try:
             facts = json.loads((Path(folder) / "head.json").read_text(encoding="utf-8"))
             weights = load_file(Path(folder) / "head.safetensors")["weights"]
         except (OSError, ValueError, KeyError) as exc:
             raise ConfigurationError(f"{folder}: holds no head") from exc
-        return cls(MiniLM(), weights, RatingScale(*facts["scale"]))
+        return cls(_embedder(), weights, RatingScale(*facts["scale"]))
 
     async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
         """What the head makes of the two texts, within the scale.

@@ -102,7 +102,7 @@ def load_model(model_args: Any, training_args: Any = None) -> Any:
     if name == PACKAGED:
         from transformers import GgufConfig
 
-        if not model_args.use_peft and getattr(training_args, "beta", 0.0):
+        if not model_args.use_peft and getattr(training_args, "beta", False):
             raise ConfigurationError("the packaged model has no second copy for beta: use_peft true, or beta 0")
         options["quantization_config"] = GgufConfig(dequantize=True)
     else:
@@ -134,7 +134,9 @@ def peft_config(model_args: Any) -> Any:
     return config
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None
+) -> list[int]:
     """A prompt as token ids, ready for the answer.
 
     Args:

@@ -29,11 +29,15 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
         rows: Of which the first are sampled.
         open_envs: Opens the way to the env of each schema.
         stop: Whether a fatal finding ends the run; else it is only said.
+        server: The rollout whose server is to be looked at; None where the policy samples in this process.
         groups: How many rows are sampled.
     """
 
-    def __init__(self, rows: Sequence[Row], open_envs: OpenEnvs, *, stop: bool, groups: int = 4) -> None:
+    def __init__(
+        self, rows: Sequence[Row], open_envs: OpenEnvs, *, stop: bool, server: Any = None, groups: int = 4
+    ) -> None:
         self._rows = list(rows[:groups])
+        self._server = server
         self._open_envs = open_envs
         self._stop = stop
         self.trainer: Any = None
@@ -41,6 +45,8 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check, unless the run only goes on."""
+        if self._server is not None:
+            self._look_at_server(args)
         if state.global_step:
             return
         with _same_chance():
@@ -49,11 +55,22 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
         rewards = asyncio.run(self._score(texts, ids))
         found = findings(rewards, args.num_generations)
         fatal, sentences = (gather_object([part])[0] for part in found)
-        if state.is_world_process_zero:
-            for sentence in sentences:
-                print(f"check: {sentence}", file=sys.stderr, flush=True)
+        self._tell(sentences if state.is_world_process_zero else [], sentences[0] if fatal else "")
+
+    def _tell(self, sentences: Sequence[str], fatal: str) -> None:
+        for sentence in sentences:
+            print(f"check: {sentence}", file=sys.stderr, flush=True)
         if fatal and self._stop:
-            raise ConfigurationError(f"{sentences[0]} (--preflight warn goes on all the same)")
+            raise ConfigurationError(f"{fatal} (--preflight warn goes on all the same)")
+
+    def _look_at_server(self, args: Any) -> None:
+        from duet_train.server_check import check_server
+
+        longest = max(len(ids) for ids in self.trainer._tokenize_prompts([list(row.messages) for row in self._rows])[0])
+        found = check_server(self._server, self.trainer, max_prompt_length=longest)
+        self._tell(
+            (*found.problems, *found.warnings) if args.process_index == 0 else (), next(iter(found.problems), "")
+        )
 
     def _sample(self, generations: int) -> list[str]:
         trainer = self.trainer
@@ -101,7 +118,7 @@ def findings(rewards: Sequence[Reward], group: int) -> tuple[bool, list[str]]:
     elif flat:
         sentences.append(f"in {flat} of {len(spreads)} sampled groups all rewards are equal: these teach nothing")
     if len(parsed) < len(rewards) / 2:
-        sentences.append(f"only {len(parsed)} of {len(rewards)} completions are profiles: a warm start by sft would help")
+        sentences.append(f"only {len(parsed)} of {len(rewards)} completions are profiles: warm-start by sft")
     if failed:
         sentences.append(f"{len(failed)} of {len(rewards)} rewards have no value ({type(failed[0].error).__name__})")
     return flat == len(spreads), sentences

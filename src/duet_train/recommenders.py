@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from duet import (
+    CatalogueReward,
     ConfigurationError,
+    ContrastiveReward,
     Embedder,
     HTTPEmbedder,
     HTTPEndpoint,
@@ -17,24 +19,28 @@ from duet import (
     Ledger,
     LengthReward,
     LLMRecommender,
+    NextItemReward,
     ProfileSchema,
     RatingReward,
-    RatingScale,
     Recommender,
     RewardEnv,
     RewardTerm,
     Sampling,
+    SentimentReward,
     local,
 )
+from duet_train.data.prepared import Prepared
+from duet_train.dataset import catalogue
 from duet_train.settings import Settings
 from duet_train.tools import address_and_model
 
-LOCAL = "local"
-HEAD = "head:"
+LOCAL, HEAD = "local", "head:"
+MINILM, TRAINABLE = "minilm", "trainable"
+TERMS = ("rating", "sentiment", "length", "leakage", "next_item", "contrastive", "catalogue")
 
 
 def check_recommender(settings: Settings) -> None:
-    """What can be known to be wrong with the recommender before anything is asked.
+    """What can be known to be wrong with the rewards and their recommender before anything is asked.
 
     Args:
         settings: With `recommender`.
@@ -42,7 +48,13 @@ def check_recommender(settings: Settings) -> None:
     Raises:
         ConfigurationError: It is missing, no address, or no folder of a head.
     """
+    if unknown := sorted(settings.terms.keys() - set(TERMS)):
+        raise ConfigurationError(f"rewards: no term {unknown[0]!r}: there are {', '.join(TERMS)}")
+    if not settings.terms.keys() & {"rating", "sentiment", "next_item"}:
+        return
     spec = settings.recommender
+    if "next_item" in settings.terms and spec.startswith(HEAD):
+        raise ConfigurationError("rewards: next_item asks in text, which a fitted head cannot answer")
     if not spec:
         raise ConfigurationError("recommender must be URL,MODEL, head:DIR, or local: whose error is the reward?")
     if spec.startswith(HEAD):
@@ -52,119 +64,138 @@ def check_recommender(settings: Settings) -> None:
         address_and_model(spec, "recommender")
 
 
-@asynccontextmanager
-async def open_recommender(
-    settings: Settings, scale: RatingScale, *, recent: int = 0, ledger: Ledger | None = None
-) -> AsyncIterator[Recommender]:
-    """The recommender that the settings name, for as long as the block lasts.
+class Opened:
+    """What the terms of a run stand on, opened when first asked for and closed together.
 
     Args:
         settings: Checked.
-        scale: Of the data.
-        recent: Most raw rows of the user that it may show.
-        ledger: Where finished answers are kept and looked up.
-    """
-    spec = settings.recommender
-    if spec.startswith(HEAD):
-        from duet_train.head import HeadRecommender
-
-        yield HeadRecommender.load(Path(spec.removeprefix(HEAD)))
-        return
-    async with AsyncExitStack() as stack:
-        if spec == LOCAL:
-            endpoint: Any = await stack.enter_async_context(local.engine())
-        else:
-            address, model = address_and_model(spec, "recommender")
-            endpoint = await stack.enter_async_context(HTTPEndpoint(address, model, api_key=key(settings)))
-        yield LLMRecommender(
-            endpoint,
-            mode=settings.recommender_mode,  # type: ignore[arg-type]
-            scale=scale,
-            recent=recent,
-            review_chars=settings.review_chars,
-            sampling=Sampling(
-                temperature=0.0,
-                seed=42,
-                top_logprobs=200 if spec == LOCAL and settings.recommender_mode == "expected" else None,
-                extra_body=settings.extra_body,
-            ),
-            ledger=ledger,
-        )
-
-
-@asynccontextmanager
-async def open_terms(
-    settings: Settings,
-    scale: RatingScale,
-    *,
-    recent: int = 0,
-    ledger: Ledger | None = None,
-    embedder: Embedder | None = None,
-) -> AsyncIterator[list[RewardTerm]]:
-    """The terms that the settings name, for as long as the block lasts.
-
-    Args:
-        settings: Checked.
-        scale: Of the data.
-        recent: Most raw rows of the user that the recommender may show.
+        data: What prepare wrote.
         ledger: Where finished answers are kept and looked up.
         embedder: For terms in embedding space, instead of the one that the settings name.
-
-    Raises:
-        ConfigurationError: A term is unknown.
     """
-    async with AsyncExitStack() as stack:
 
-        async def rating(weight: float) -> RewardTerm:
-            opened = open_recommender(settings, scale, recent=recent, ledger=ledger)
-            recommender = await stack.enter_async_context(opened)
-            return RatingReward(recommender, weight=weight, concurrency=settings.recommender_concurrency)
+    def __init__(
+        self, settings: Settings, data: Prepared, *, ledger: Ledger | None = None, embedder: Embedder | None = None
+    ) -> None:
+        self._settings = settings
+        self._data = data
+        self._ledger = ledger
+        self._embedder = embedder
+        self._endpoint: Any = None
+        self._stack = AsyncExitStack()
 
-        async def length(weight: float) -> RewardTerm:
+    async def __aenter__(self) -> Opened:
+        await self._stack.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._stack.__aexit__(*exc_info)
+
+    async def recommender(self) -> Recommender:
+        """The recommender that the settings name."""
+        settings = self._settings
+        if settings.recommender.startswith(HEAD):
+            from duet_train.head import HeadRecommender
+
+            return HeadRecommender.load(Path(settings.recommender.removeprefix(HEAD)))
+        embedded = settings.recommender == LOCAL and settings.recommender_mode == "expected"
+        return LLMRecommender(
+            await self.endpoint(),
+            mode=settings.recommender_mode,  # type: ignore[arg-type]
+            scale=self._data.scale,
+            recent=int(self._data.settings["recent"]),
+            review_chars=settings.review_chars,
+            # The embedded model may write a rating as any of many tokens.
+            sampling=self._sampling(top_logprobs=200 if embedded else None),
+            ledger=self._ledger,
+        )
+
+    async def endpoint(self) -> Any:
+        """Where the recommender answers.
+
+        Raises:
+            ConfigurationError: It is a head, which answers no questions.
+        """
+        spec = self._settings.recommender
+        if spec.startswith(HEAD):
+            raise ConfigurationError(f"recommender: {spec!r} cannot choose an item in text: name an endpoint")
+        if self._endpoint is None:
+            self._endpoint = await self._stack.enter_async_context(self._engine(spec))
+        return self._endpoint
+
+    def _engine(self, spec: str) -> Any:
+        if spec == LOCAL:
+            return local.engine()
+        address, model = address_and_model(spec, "recommender")
+        return HTTPEndpoint(address, model, api_key=key(self._settings))
+
+    async def embedder(self) -> Embedder:
+        """The embedder that was given, or that the settings name."""
+        if self._embedder is None:
+            spec = self._settings.embedder
+            if spec == MINILM:
+                from duet_train.minilm import MiniLM
+
+                self._embedder = MiniLM()
+            else:
+                address, model = address_and_model(spec, "embedder")
+                opened = HTTPEmbedder(address, model, api_key=key(self._settings))
+                self._embedder = await self._stack.enter_async_context(opened)
+        return self._embedder
+
+    async def term(self, name: str, weight: float) -> RewardTerm:
+        """A term of the reward.
+
+        Args:
+            name: One of `TERMS`.
+            weight: Its factor in the sum.
+        """
+        settings, most = self._settings, self._settings.recommender_concurrency
+        if name == "rating":
+            return RatingReward(await self.recommender(), weight=weight, concurrency=most)
+        if name == "sentiment":
+            return SentimentReward(await self.recommender(), weight=weight, concurrency=most)
+        if name == "length":
             return LengthReward(settings.length_chars, weight=weight)
-
-        async def leakage(weight: float) -> RewardTerm:
+        if name == "leakage":
             return LeakageReward(weight=weight)
+        if name == "next_item":
+            return NextItemReward(
+                await self.endpoint(),
+                mode="expected" if settings.recommender_mode == "expected" else "letter",
+                items=catalogue(self._data),
+                sampling=self._sampling(),
+                ledger=self._ledger,
+                weight=weight,
+                concurrency=most,
+            )
+        frozen = settings.embedder != TRAINABLE
+        if name == "contrastive":
+            temperature = settings.contrastive_temperature
+            return ContrastiveReward(await self.embedder(), temperature=temperature, frozen=frozen, weight=weight)
+        return CatalogueReward(await self.embedder(), catalogue(self._data), frozen=frozen, weight=weight)
 
-        makers: dict[str, Callable[[float], Any]] = {"rating": rating, "length": length, "leakage": leakage}
-        if unknown := sorted(settings.terms.keys() - makers.keys()):
-            raise ConfigurationError(f"rewards: no term {unknown[0]!r}: there are {', '.join(makers)}")
-        yield [await makers[name](weight) for name, weight in settings.terms.items()]
+    def _sampling(self, **more: Any) -> Sampling:
+        return Sampling(temperature=0.0, seed=42, extra_body=self._settings.extra_body, **more)
 
 
 @asynccontextmanager
 async def open_envs(
-    settings: Settings, scale: RatingScale, *, recent: int = 0, ledger: Ledger | None = None
+    settings: Settings, data: Prepared, *, ledger: Ledger | None = None, embedder: Embedder | None = None
 ) -> AsyncIterator[Callable[[ProfileSchema], RewardEnv]]:
     """The way to the env of a schema, for as long as the block lasts; all share their terms.
 
     Args:
         settings: Checked.
-        scale: Of the data.
-        recent: Most raw rows of the user that the recommender may show.
+        data: What prepare wrote.
         ledger: Where finished answers are kept and looked up.
+        embedder: For terms in embedding space, instead of the one that the settings name.
     """
-    async with open_terms(settings, scale, recent=recent, ledger=ledger) as terms:
-        yield lambda schema: RewardEnv(terms, schema=schema, strict_paper=settings.strict_paper)
-
-
-def open_embedder(settings: Settings) -> Any:
-    """The embedder that the settings name, as an async context manager.
-
-    Args:
-        settings: With `embedder`.
-    """
-    if settings.embedder == "minilm":
-        return _minilm()
-    address, model = address_and_model(settings.embedder, "embedder")
-    return HTTPEmbedder(address, model, api_key=key(settings))
-
-
-@asynccontextmanager
-async def _minilm() -> AsyncIterator[Embedder]:
-    from duet_train.minilm import MiniLM
-
-    yield MiniLM()
+    async with Opened(settings, data, ledger=ledger, embedder=embedder) as opened:
+        terms = [await opened.term(name, weight) for name, weight in settings.terms.items()]
+        yield lambda schema: RewardEnv(
+            terms, schema=schema, format_penalty=settings.format_penalty, strict_paper=settings.strict_paper
+        )
 
 
 def key(settings: Settings) -> str | None:

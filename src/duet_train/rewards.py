@@ -17,6 +17,7 @@ from duet_train.dataset import Row
 OpenEnvs = Callable[[], AbstractAsyncContextManager[Callable[[ProfileSchema], RewardEnv]]]
 Key = tuple[int, str]  # id of the row, completion
 CACHED = 20_000
+FORM = "form"
 
 
 @attrs.frozen(kw_only=True)
@@ -68,6 +69,9 @@ class TRLReward:
         self._stack = AsyncExitStack()
         self._env: Callable[[ProfileSchema], RewardEnv] | None = None
         self._cache: OrderedDict[Key, Reward] = OrderedDict()
+        self._lock = anyio.Lock()
+        self._batch: Sequence[Any] | None = None
+        self._batch_rewards: list[Reward] = []
         self.scored: list[Scored] = []
         """What was scored since somebody last took it."""
         self.seconds: float = 0.0
@@ -91,13 +95,39 @@ class TRLReward:
         texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
         rewards = await self.score(texts, example)
         self.seconds = time.monotonic() - started
-        lengths = [len(ids) for ids in columns.get("completion_ids") or ()] or [None] * len(texts)
+        counted = columns.get("completion_ids") or [None] * len(texts)
         self.scored += [
-            Scored(row=self._rows[one], completion=text, reward=reward, tokens=length)
-            for one, text, reward, length in zip(example, texts, rewards, lengths, strict=True)
+            Scored(row=self._rows[one], completion=text, reward=reward, tokens=None if ids is None else len(ids))
+            for one, text, reward, ids in zip(example, texts, rewards, counted, strict=True)
         ]
         self._stop_if_failing(rewards)
         return [reward.value for reward in rewards]
+
+    def functions(self, terms: Sequence[str]) -> list[Callable[..., Any]]:
+        """A reward function for each term and one for the form, for TRL to normalise one by one.
+
+        The completions are scored once, by whichever is called first. A completion that is no profile has no value in
+        any term, and −1 in "form", where a profile has 0; one without a reward has none anywhere.
+
+        Args:
+            terms: Names of the env's terms.
+        """
+        return [_Part(self, name).function() for name in (*terms, FORM)]
+
+    async def parts(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[Reward]:
+        """The whole rewards of a batch, which is scored once for all functions that ask.
+
+        Args:
+            prompts: As for `reward`.
+            completions: As for `reward`; the very same list in each call for one batch.
+            **columns: As for `reward`.
+        """
+        async with self._lock:
+            if self._batch is not completions:
+                before = len(self.scored)
+                await self.reward(prompts, completions, **columns)
+                self._batch, self._batch_rewards = completions, [one.reward for one in self.scored[before:]]
+        return self._batch_rewards
 
     async def score(self, completions: Sequence[str], ids: Sequence[int]) -> list[Reward]:
         """The whole rewards of completions, in order.
@@ -113,7 +143,9 @@ class TRLReward:
                 break
             if attempt:
                 await anyio.sleep(self._pause * 2 ** (attempt - 1))
-            for place, reward in zip(left, await self._ask([(ids[one], completions[one]) for one in left]), strict=True):
+            for place, reward in zip(
+                left, await self._ask([(ids[one], completions[one]) for one in left]), strict=True
+            ):
                 found[place] = reward
         return [reward for reward in found if reward is not None]
 
@@ -128,13 +160,13 @@ class TRLReward:
         found: list[Reward | None] = [None] * len(keys)
         for schema in dict.fromkeys(self._rows[one].schema for one, _ in keys):
             places = [place for place, (one, _) in enumerate(keys) if self._rows[one].schema == schema]
-            for place, reward in zip(places, await self._batch(env(schema), [keys[i] for i in places]), strict=True):
+            for place, reward in zip(places, await self._in_batch(env(schema), [keys[i] for i in places]), strict=True):
                 found[place] = reward
         return [reward for reward in found if reward is not None]
 
-    async def _batch(self, env: RewardEnv, keys: Sequence[Key]) -> list[Reward]:
+    async def _in_batch(self, env: RewardEnv, keys: Sequence[Key]) -> list[Reward]:
         """Equal completions of one row are scored once, now and later; where a term looks at the batch, never."""
-        if getattr(env, "in_batch", False):
+        if env.in_batch:
             return await self._score_many(env, keys)
         new = [key for key in dict.fromkeys(keys) if key not in self._cache]
         known = {key: self._cache[key] for key in keys if key in self._cache}
@@ -163,6 +195,29 @@ class TRLReward:
                 f"{len(failed)} of {len(rewards)} rewards of this step have no value "
                 f"({type(error).__name__}: {error}): the run stops rather than learn from the rest"
             ) from error
+
+
+@attrs.frozen
+class _Part:
+    """One term of a TRLReward."""
+
+    whole: TRLReward
+    name: str
+
+    def function(self) -> Callable[..., Any]:
+        """What TRL calls; TRL takes the metric's name from it."""
+
+        async def term(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+            rewards = await self.whole.parts(prompts, completions, **columns)
+            return [self._value(reward) for reward in rewards]
+
+        term.__name__ = self.name
+        return term
+
+    def _value(self, reward: Reward) -> float | None:
+        if self.name != FORM:
+            return reward.terms.get(self.name)
+        return None if reward.value is None else -float(malformed(reward))
 
 
 def _may_pass(reward: Reward) -> bool:

@@ -52,8 +52,11 @@ class Settings:
     recommender_concurrency: int = option(64, "most predictions under way")
     api_key_env: str = option("DUET_API_KEY", "environment variable that holds the key of all endpoints")
     rewards: str = option("rating", "terms with weights, as in rating=1,length=0.1")
+    format_penalty: float = option(-1.0, "the reward of a completion that is no profile")
     length_chars: int = option(2000, "from where the term length costs")
     embedder: str = option("minilm", "for terms in embedding space: minilm, URL,MODEL, or trainable")
+    contrastive_temperature: float = option(0.1, "of the term contrastive, and of the updates of a trainable embedder")
+    embedder_learning_rate: float = option(1e-5, "of a trainable embedder, which is updated after each step")
     strict_paper: bool = option(False, "the format penalty for an unreadable answer of the recommender too")
     reward_attempts: int = option(2, "how often a reward that failed is asked for in all")
     max_failed_share: float = option(0.5, "stop when more of a step's rewards fail")
@@ -71,8 +74,8 @@ class Settings:
     def schema(self) -> ProfileSchema:
         """The shape of a completion."""
         return ProfileSchema(
-            sides=tuple(names(self.sides)),  # type: ignore[arg-type]
-            sections=tuple(names(self.sections)),  # type: ignore[arg-type]
+            sides=tuple(names(self.sides)),
+            sections=tuple(names(self.sections)),
             max_chars=self.section_chars,
         )
 
@@ -233,7 +236,9 @@ def _value(name: str, value: Any, hint: Any) -> Any:
         raise ConfigurationError(f"{name} must be a {kind.__name__}, got {value!r}") from exc
 
 
-def trl_arguments(keys: Mapping[str, Any], argv: Sequence[str], kinds: Iterable[Any], **defaults: Any) -> tuple[Any, ...]:
+def trl_arguments(
+    keys: Mapping[str, Any], argv: Sequence[str], kinds: Iterable[Any], **defaults: Any
+) -> tuple[Any, ...]:
     """TRL's dataclasses from the keys and options that are not this project's.
 
     Args:
@@ -253,12 +258,14 @@ def trl_arguments(keys: Mapping[str, Any], argv: Sequence[str], kinds: Iterable[
         # TRL's defaults are for GPUs: on a processor both make every step slower.
         defaults = {"bf16": False, "gradient_checkpointing": False} | defaults
     parser = TrlParser(tuple(kinds), allow_abbrev=False)
-    parser.error = _refuse  # type: ignore[assignment]
+    parser.error = _refuse
     unknown = parser.set_defaults_with_config(**{**defaults, **keys})
     if unknown:
         raise ConfigurationError(f"unknown key {unknown[0].removeprefix('--')!r}: neither this project's nor TRL's")
     try:
-        *parsed, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True, look_for_args_file=False)
+        *parsed, rest = parser.parse_args_into_dataclasses(
+            list(argv), return_remaining_strings=True, look_for_args_file=False
+        )
     except (ValueError, TypeError, ImportError, NotImplementedError) as exc:
         raise ConfigurationError(f"TRL refuses the settings: {' '.join(str(exc).split())}") from exc
     if rest:
@@ -272,7 +279,12 @@ def _refuse(message: str) -> None:
 
 def quiet() -> None:
     """Turn off what TRL, the hub's client and vLLM would report of their use."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
+    for name in (
+        "HF_HUB_DISABLE_TELEMETRY",
+        "VLLM_NO_USAGE_STATS",
+        "DO_NOT_TRACK",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS",
+    ):
         os.environ.setdefault(name, "1")
 
 

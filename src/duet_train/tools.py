@@ -17,6 +17,7 @@ from duet import (
     Ledger,
     LLMRecommender,
     ProfileSchema,
+    Recommender,
     Sampling,
     local,
 )
@@ -45,6 +46,8 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.recommender_model and not (args.recommender_base_url or args.base_url):
         raise ConfigurationError("--recommender-model needs --recommender-base-url")
+    if args.recommender_head and (args.recommender_base_url or args.recommender_model):
+        raise ConfigurationError("--recommender-head is a recommender of its own: no other can be named beside it")
     if args.recommender_base_url and not (args.recommender_model or args.model):
         raise ConfigurationError("--recommender-base-url needs --recommender-model")
     for option, given in (("--transfer-to", args.transfer_to), ("--embedder", args.embedder)):
@@ -102,7 +105,7 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
             judge = await stack.enter_async_context(HTTPEndpoint(address, model, api_key=_key(args)))
         yield Tools(
             endpoint=endpoint_of,
-            recommender=_recommender(args, judge, data, ledger, embedded=args.local and judge is default),
+            recommender=_frozen(args, judge, data, ledger, embedded=args.local and judge is default),
             judge=judge,
             ledger=ledger,
             prompt=prompt,
@@ -150,6 +153,16 @@ def _only(engine: Endpoint, model: str | None) -> Endpoint:
     if model is not None:
         raise ConfigurationError(f"--local has one model and no {model!r}: serve it, and name its --base-url")
     return engine
+
+
+def _frozen(
+    args: argparse.Namespace, judge: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool
+) -> Recommender:
+    if args.recommender_head is None:
+        return _recommender(args, judge, data, ledger, embedded=embedded)
+    from duet_train.head import HeadRecommender
+
+    return HeadRecommender.load(args.recommender_head)
 
 
 def _recommender(
