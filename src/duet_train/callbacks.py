@@ -20,6 +20,7 @@ from duet_train.card import Card, plain
 from duet_train.dataset import Row
 from duet_train.generation import greedy
 from duet_train.rewards import OpenEnvs, Scored, TRLReward, malformed
+from duet_train.trainers import progress
 
 Line = dict[str, Any]
 
@@ -102,7 +103,9 @@ class History(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         line = {"step": state.global_step, "attempt": self._attempt, "replayed": state.global_step <= self._seen}
-        append_lines(self._folder / "history.jsonl", [line | dict(logs) | self._figures])
+        figures = dict(logs) | self._figures
+        append_lines(self._folder / "history.jsonl", [line | figures])
+        progress(state.global_step, state.max_steps, figures)
         self._figures = {}
 
 

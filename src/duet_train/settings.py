@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -252,11 +253,14 @@ def trl_arguments(
     """
     quiet()
     import torch
+    from transformers.utils import logging
     from trl import TrlParser
 
+    logging.disable_progress_bar()
     if not torch.cuda.is_available():
-        # TRL's defaults are for GPUs: on a processor both make every step slower.
-        defaults = {"bf16": False, "gradient_checkpointing": False} | defaults
+        # TRL's defaults are for GPUs: on a processor these make every step slower, or warn.
+        cpu = {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
+        defaults = cpu | defaults
     parser = TrlParser(tuple(kinds), allow_abbrev=False)
     parser.error = _refuse
     unknown = parser.set_defaults_with_config(**{**defaults, **keys})
@@ -278,7 +282,7 @@ def _refuse(message: str) -> None:
 
 
 def quiet() -> None:
-    """Turn off what TRL, the hub's client and vLLM would report of their use."""
+    """Turn off what TRL, the hub's client and vLLM would report of their use, and chatter that helps nobody."""
     for name in (
         "HF_HUB_DISABLE_TELEMETRY",
         "VLLM_NO_USAGE_STATS",
@@ -286,6 +290,10 @@ def quiet() -> None:
         "TRANSFORMERS_NO_ADVISORY_WARNINGS",
     ):
         os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # Names that transformers is about to change are TRL's and PEFT's to follow, not the reader's of this output.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+    warnings.filterwarnings("ignore", "Could not find a config file in packaged")
 
 
 def require_training() -> None:

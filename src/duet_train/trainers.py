@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -10,6 +12,13 @@ class Quiet:
 
     def _send_telemetry(self) -> None:
         """Send none, whatever the environment says."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from transformers import PrinterCallback, ProgressCallback
+
+        super().__init__(*args, **kwargs)
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)  # type: ignore[attr-defined]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: it would name the hub's and a tracker's pages."""
@@ -22,3 +31,29 @@ def quiet(trainer: type[Any]) -> type[Any]:
         trainer: A class of TRL's.
     """
     return type(trainer.__name__, (Quiet, trainer), {})
+
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "reward": "reward {:.3f}",
+    "reward_std": "± {:.3f}",
+    "duet/parse_rate": "parsed {:.0%}",
+    "duet/flat_groups": "flat groups {:.0%}",
+    "completions/mean_length": "{:.0f} tokens",
+    "kl": "KL {:.4f}",
+    "rewards/margins": "margin {:.3f}",
+    "step_time": "{:.0f} s",
+}
+"""What a line of progress shows of a step, and how."""
+
+
+def progress(step: int, steps: int, figures: Mapping[str, Any]) -> None:
+    """A line on stderr.
+
+    Args:
+        step: Number of the step.
+        steps: How many there are.
+        figures: Of the step; only what `SHOWN` names is shown.
+    """
+    parts = [text.format(figures[key]) for key, text in SHOWN.items() if isinstance(figures.get(key), int | float)]
+    print(f"step {step}/{steps}  {', '.join(parts)}".replace(", ±", " ±"), file=sys.stderr, flush=True)

@@ -1,0 +1,268 @@
+"""``python -m duet_train rlso``: the policy learns to write what an embedder finds items by, and the embedder to find.
+
+LangPTune's loop: K times, J contrastive updates of the embedder on freshly written profiles, then T updates of the
+policy by REBEL, whose reward is the NDCG of the user's next item over the whole catalogue. J = 0 or T = 0 leaves out a
+half, as the paper's ablations do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from duet import CatalogueReward, ConfigurationError, RewardEnv
+from duet_train.data.prepared import Prepared
+from duet_train.dataset import columns
+from duet_train.settings import Settings, add_training_arguments, option, read, require_training, trl_arguments
+
+
+@dataclasses.dataclass(kw_only=True)
+class RLSOSettings(Settings):
+    """What rlso needs to know beside the keys of every training run; defaults are LangPTune's with Gemma-2B."""
+
+    sides: str = option("user", "sides a completion writes; rlso knows the user's alone")
+    sections: str = option("profile", "sections of the user's side, in order")
+    history_limit: int = option(4, "most rows of the user in a prompt")
+    rewards: str = option("catalogue", "terms with weights; rlso knows catalogue alone")
+    embedder: str = option("minilm", "minilm, a folder with weights in safetensors, or a hub's name")
+    iterations: int = option(5, "K: how often both phases are done")
+    contrastive_updates: int = option(800, "J: updates of the embedder in an iteration; 0 leaves it as it is")
+    policy_updates: int = option(200, "T: updates of the policy in an iteration; 0 leaves it as it is")
+    eta: float = option(1.0, "of REBEL: how far log-ratios follow rewards")
+    format_penalty: float = option(0.0, "reward of a completion that is no profile")
+    contrastive_batch_size: int = option(128, "profiles in an update of the embedder, each other's negatives")
+    contrastive_learning_rate: float = option(1e-7, "of the embedder")
+    contrastive_temperature: float = option(0.1, "of InfoNCE")
+    both_directions: bool = option(False, "items find their profiles too, half of InfoNCE")
+    pooling: str = option("", "how tokens become a vector: mean, cls or lasttoken; default: as the embedder says")
+    embedder_max_tokens: int | None = option(None, "the embedder cuts longer texts; default: its own limit")
+    sampling_batch_size: int = option(32, "profiles written at once for the embedder")
+    unfrozen_layers: int = option(0, "without LoRA: train the last so many layers alone; 0 trains all")
+
+    def check(self) -> None:
+        """What can be known to be wrong without reading data or loading a model."""
+        super().check()
+        if self.schema.sides != ("user",) or "profile" not in self.schema.sections:
+            raise ConfigurationError("rlso writes of users for the whole catalogue: sides: user, sections with profile")
+        if self.independent or self.terms.keys() != {"catalogue"} or self.rollouts == "server":
+            raise ConfigurationError(
+                "rlso takes rewards: catalogue, independent: false, rollouts: shared_prefix or trl"
+            )
+        for name in ("iterations", "contrastive_batch_size", "sampling_batch_size"):
+            if getattr(self, name) < 1 + (name == "contrastive_batch_size"):
+                raise ConfigurationError(f"{name} is too small: {getattr(self, name)}")
+        if min(self.contrastive_updates, self.policy_updates) < 0 or not self.updates:
+            raise ConfigurationError("contrastive_updates and policy_updates must not be negative, nor both 0")
+        if self.pooling not in ("", "mean", "cls", "lasttoken"):
+            raise ConfigurationError(f"pooling must be mean, cls or lasttoken, got {self.pooling!r}")
+        if self.embedder.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                "embedder: rlso trains it, so it must be in this process: minilm, a folder, a name"
+            )
+
+    @property
+    def updates(self) -> int:
+        """Updates of an iteration, both phases together."""
+        return self.contrastive_updates + self.policy_updates
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_training_arguments(parser, RLSOSettings, "GRPOConfig")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; the exit code."""
+    settings, keys, argv = read(args, RLSOSettings)
+    if not settings.data:
+        raise ConfigurationError("data must name the directory that prepare wrote")
+    data = Prepared.open(settings.data)
+    require_training()
+    training_args, model_args = arguments(settings, keys, argv)
+    train(settings, data, training_args, model_args)
+    return 0
+
+
+def arguments(settings: RLSOSettings, keys: dict[str, Any], argv: Sequence[str]) -> tuple[Any, Any]:
+    """TRL's settings, checked.
+
+    Args:
+        settings: This project's own.
+        keys: Of the YAML file, for TRL.
+        argv: Options, for TRL.
+
+    Raises:
+        ConfigurationError: They do not hold.
+    """
+    from trl import GRPOConfig, ModelConfig
+
+    from duet_train.embedding import check_embedder
+    from duet_train.models import check_adapter, check_model
+    from duet_train.rebel import check_rebel, updates_per_batch
+
+    defaults = {
+        "use_peft": True,
+        "lora_dropout": 0.0,
+        "disable_dropout": True,
+        "logging_steps": 1,
+        "report_to": "none",
+        "num_generations": 2,
+        "num_iterations": 4,
+        "lr_scheduler_type": "constant",
+        # Checkpoints are written where a phase ends, and nowhere else.
+        "save_strategy": "no",
+    }
+    training_args, model_args = trl_arguments(keys, argv, (GRPOConfig, ModelConfig), **defaults)
+    if training_args.output_dir in (None, "trainer_output"):
+        raise ConfigurationError("output_dir must name the run directory")
+    if training_args.save_strategy != "no":
+        raise ConfigurationError("save_strategy must be no: rlso writes a checkpoint after each phase")
+    check_model(model_args)
+    check_adapter(settings.adapter, model_args)
+    check_embedder(settings.embedder)
+    check_rebel(training_args)
+    if settings.policy_updates % (cycle := updates_per_batch(training_args)):
+        raise ConfigurationError(
+            f"policy_updates must be a multiple of {cycle}, the updates made on one batch of completions; "
+            f"got {settings.policy_updates}"
+        )
+    training_args.max_steps = max(1, settings.iterations * settings.policy_updates)
+    training_args.remove_unused_columns = False
+    return training_args, model_args
+
+
+def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args: Any) -> None:
+    """Train, or go on from the phase in which an earlier attempt was killed.
+
+    Args:
+        settings: This project's own.
+        data: What prepare wrote.
+        training_args: TRL's GRPOConfig.
+        model_args: TRL's ModelConfig.
+    """
+    from transformers import set_seed
+
+    from duet_train.callbacks import CompleteCheckpoints, HeldOut, last_checkpoint, read_lines
+    from duet_train.card import start_card, write_adapter_card
+    from duet_train.embedding import TrainableEmbedder
+    from duet_train.grpo import save
+    from duet_train.models import load_policy, load_tokenizer
+    from duet_train.preflight import Preflight
+    from duet_train.rebel import rebel_trainer, train_until
+    from duet_train.rewards import TRLReward
+    from duet_train.rlso_phases import (
+        PhaseHistory,
+        catalogue,
+        check_same_run,
+        contrast,
+        last_embedder,
+        next_item_rows,
+        phase_seed,
+        save_embedder,
+        unfreeze,
+    )
+    from duet_train.rollouts import SharedPrefixRollout
+
+    folder, seed = Path(training_args.output_dir), training_args.seed
+    check_same_run(folder, settings, training_args)
+    tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
+    rows = next_item_rows(data, settings, settings.split, settings.rows, tokenizer, training_args)
+    held_out = next_item_rows(data, settings, "validation", settings.held_out, tokenizer, training_args)
+    if not rows:
+        raise ConfigurationError(f"{settings.data}: no row of {settings.split} has a new item and a prompt that fits")
+    card = start_card(folder, "rlso", data, len(rows), settings, training_args, model_args)
+    embedder = TrainableEmbedder(
+        settings.embedder,
+        pooling=settings.pooling or None,  # type: ignore[arg-type]
+        max_tokens=settings.embedder_max_tokens,
+        learning_rate=settings.contrastive_learning_rate,
+        temperature=settings.contrastive_temperature,
+        both_directions=settings.both_directions,
+    )
+    term = CatalogueReward(embedder, catalogue(data), frozen=True, weight=settings.terms["catalogue"])
+    penalty = settings.format_penalty
+
+    def envs() -> Any:
+        return nullcontext(lambda schema: RewardEnv([term], schema=schema, format_penalty=penalty))
+
+    def fresh_reward() -> TRLReward:
+        # Rewards of an earlier phase are of an earlier embedder, so none may be kept.
+        return TRLReward(envs, {row.id: row for row in rows}, max_failed_share=settings.max_failed_share)
+
+    history = PhaseHistory(folder, card.values["attempt"], settings.contrastive_updates, settings.policy_updates)
+    measured = HeldOut(
+        folder,
+        card.values["attempt"],
+        held_out,
+        envs,
+        tokenizer,
+        card,
+        steps=settings.updates,
+        max_new_tokens=training_args.max_completion_length,
+        chat_template_kwargs=training_args.chat_template_kwargs,
+    )
+
+    def measure(step: int) -> None:
+        if not any(line["step"] == step for line in read_lines(folder / "held_out.jsonl")):
+            measured.measure(SimpleNamespace(global_step=step, is_world_process_zero=True))
+
+    model, peft_config = load_policy(model_args, training_args, settings.adapter)
+    if peft_config is None and not settings.adapter:
+        unfreeze(model, settings.unfrozen_layers)
+    trainer = rebel_trainer(
+        eta=settings.eta,
+        model=model,
+        reward_funcs=fresh_reward().reward,
+        args=training_args,
+        train_dataset=columns(rows),
+        processing_class=tokenizer,
+        callbacks=[history, CompleteCheckpoints()],
+        peft_config=peft_config,
+        rollout_func=None if settings.rollouts == "trl" else SharedPrefixRollout(),
+    )
+    measured.trainer = trainer
+
+    contrasted, checkpoint = last_embedder(folder), last_checkpoint(folder)
+    if contrasted:
+        embedder.load(folder / f"embedder-{contrasted}")
+    if checkpoint:
+        trainer._load_from_checkpoint(str(checkpoint))
+    elif not contrasted and settings.preflight != "off":
+        check = Preflight(rows, envs, stop=settings.preflight == "stop")
+        check.trainer = trainer
+        check.on_train_begin(training_args, trainer.state, trainer.control)
+    learned = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    measure(contrasted * settings.contrastive_updates + learned)
+
+    for iteration in range(settings.iterations):
+        step = iteration * settings.updates
+        if settings.contrastive_updates and contrasted <= iteration:
+            set_seed(phase_seed(seed, iteration))
+            contrast(trainer, tokenizer, embedder, rows, settings, history, step=step, seed=seed + iteration)
+            save_embedder(embedder, folder, iteration + 1)
+            measure(step + settings.contrastive_updates)
+        if learned < (until := (iteration + 1) * settings.policy_updates):
+            reward = fresh_reward()
+            history.watch(reward)
+            trainer.reward_funcs = [reward.reward]
+            if checkpoint is None:
+                set_seed(seed)
+            train_until(trainer, until, checkpoint)
+            checkpoint = last_checkpoint(folder)
+            measure(step + settings.updates)
+
+    if settings.contrastive_updates:
+        embedder.save(folder / "embedder")
+    if settings.policy_updates:
+        place = folder / ("adapter" if model_args.use_peft else "model")
+        save(trainer, place)
+        write_adapter_card(place, card)
+    card.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
+    print(f"finished: {folder}; a page of it: python -m duet_train report {folder}", file=sys.stderr, flush=True)
