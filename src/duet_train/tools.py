@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from duet import (
     ConfigurationError,
@@ -40,6 +42,11 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--methods names none: there are {', '.join(METHODS)}")
     if missing := sorted(set(names(args.ranking_methods or "")) - set(names(args.methods))):
         raise ConfigurationError(f"--ranking-methods has {missing[0]!r}, which --methods has not")
+    elsewhere = named_addresses(args.at or ())
+    asked = {name.partition("@")[2] for name in names(args.methods)}
+    if unused := sorted(elsewhere.keys() - asked):
+        raise ConfigurationError(f"--at names {unused[0]!r}, which no method of --methods asks")
+    extra_body(args)
     if not (args.local or (args.base_url and args.model)):
         raise ConfigurationError(
             "--base-url and --model name the profiler's endpoint; --local takes the embedded engine"
@@ -58,6 +65,42 @@ def check_options(args: argparse.Namespace) -> None:
 def names(text: str) -> list[str]:
     """The names in a list with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def named_addresses(options: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Address and model by the name that ``--at`` gives them.
+
+    Args:
+        options: Each "NAME=URL,MODEL".
+
+    Raises:
+        ConfigurationError: One is not of this form.
+    """
+    found = {}
+    for option in options:
+        name, equals, where = option.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(f"--at must look like NAME=http://127.0.0.1:8000/v1,MODEL, got {option!r}")
+        found[name] = address_and_model(where, "--at")
+    return found
+
+
+def extra_body(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the engine's own for every request.
+
+    Args:
+        args: With `extra_body`.
+
+    Raises:
+        ConfigurationError: It is no JSON object.
+    """
+    try:
+        body = json.loads(args.extra_body or "{}")
+    except ValueError as exc:
+        raise ConfigurationError("--extra-body must be JSON") from exc
+    if not isinstance(body, dict):
+        raise ConfigurationError("--extra-body must be a JSON object")
+    return body
 
 
 def address_and_model(text: str, option: str) -> tuple[str, str]:
@@ -109,7 +152,9 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
             judge=judge,
             ledger=ledger,
             prompt=prompt,
-            sampling=Sampling(max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed),
+            sampling=Sampling(
+                max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed, extra_body=extra_body(args)
+            ),
             constrained=args.constrained or args.local,
             domain=args.domain,
             embedder=await _embedder(args, stack),
@@ -135,13 +180,19 @@ async def _endpoints(
     args: argparse.Namespace, prompt: JointPrompt, rows: Sequence[PreparedExample], stack: AsyncExitStack
 ) -> tuple[Endpoint, Callable[[str | None], Endpoint]]:
     """The endpoint for all, and the way to one for another model."""
+    elsewhere = {}
+    for name, (address, model) in named_addresses(args.at or ()).items():
+        endpoint = HTTPEndpoint(address, model, api_key=_key(args), engine=args.engine)
+        elsewhere[name] = await stack.enter_async_context(endpoint)
     if args.local:
         prompts = (prompt.render(row.profile_user, row.example.item) for row in rows)
         context = local.context_for(prompts, args.max_tokens) + 512  # baselines ask in more words
         engine = await stack.enter_async_context(local.engine(parallel=4, context=context))
-        return engine, lambda model: _only(engine, model)
+        return engine, lambda model: elsewhere.get(model or "") or _only(engine, model)
 
-    def endpoint_of(model: str | None) -> HTTPEndpoint:
+    def endpoint_of(model: str | None) -> Endpoint:
+        if model in elsewhere:
+            return elsewhere[model]
         endpoint = HTTPEndpoint(args.base_url, model or args.model, api_key=_key(args), engine=args.engine)
         stack.push_async_callback(endpoint.aclose)
         return endpoint
@@ -175,7 +226,9 @@ def _recommender(
         scale=data.scale,
         recent=max(10, int(data.settings["recent"])),
         review_chars=args.review_chars,
-        sampling=Sampling(temperature=0.0, seed=42, top_logprobs=200 if embedded else None),
+        sampling=Sampling(
+            temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
+        ),
         ledger=ledger,
     )
 
