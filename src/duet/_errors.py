@@ -13,6 +13,7 @@
     ├── CompletionError                    the policy's fault           → format_penalty
     │   ├── TruncatedCompletion            the token limit cut it before the last section was closed
     │   └── MalformedCompletion            sections missing or empty
+    ├── BudgetExceeded                     the caller's own limit, before the next call
     ├── RatingError                        the recommender's answer holds no rating on the scale
     └── LedgerError                        the ledger's file cannot be read or written
 
@@ -143,6 +144,10 @@ class RatingError(DuetError):
     def __init__(self, message: str, *, text: str = "") -> None:
         super().__init__(message)
         self.text = text
+
+
+class BudgetExceeded(DuetError):
+    """A `Budget` leaves no room for the next call; nothing of it was sent."""
 
 
 class LedgerError(DuetError):

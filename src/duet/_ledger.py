@@ -7,7 +7,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import Any, Self, TypeVar
 
@@ -18,23 +19,34 @@ import attrs
 from duet._endpoint import Endpoint
 from duet._errors import LedgerError
 from duet._prompts import Message
+from duet._records import Item, User
 from duet._results import Completion, TokenLogprob, Usage
 from duet._schema import ProfileSchema
 from duet._settings import Sampling
 
 T = TypeVar("T")
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS generations (
-    id INTEGER PRIMARY KEY,
-    digest TEXT NOT NULL,
-    created REAL NOT NULL,
-    model TEXT NOT NULL,
-    messages TEXT NOT NULL,
-    completion TEXT NOT NULL
-) STRICT
-"""
-_INDEX = "CREATE INDEX IF NOT EXISTS generations_by_digest ON generations (digest, id)"
+_TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS generations (
+        id INTEGER PRIMARY KEY,
+        digest TEXT NOT NULL,
+        created REAL NOT NULL,
+        model TEXT NOT NULL,
+        messages TEXT NOT NULL,
+        completion TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX IF NOT EXISTS generations_by_digest ON generations (digest, id)",
+    """
+    CREATE TABLE IF NOT EXISTS subjects (
+        user TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        PRIMARY KEY (user, generation)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX IF NOT EXISTS subjects_by_generation ON subjects (generation)",
+)
 
 
 class Ledger:
@@ -74,6 +86,7 @@ class Ledger:
         sampling: Sampling,
         *,
         schema: ProfileSchema | None = None,
+        users: Iterable[str] = (),
     ) -> Completion:
         """The generation from the ledger, or from the endpoint and then kept.
 
@@ -82,6 +95,7 @@ class Ledger:
             messages: The prompt.
             sampling: How to sample.
             schema: The shape that is asked for, where there is one.
+            users: Ids of all whose interactions the prompt shows, for `forget`.
 
         Raises:
             EndpointError: The infrastructure's fault; nothing is kept.
@@ -92,7 +106,7 @@ class Ledger:
         if kept is not None:
             return kept
         completion = await endpoint.generate(messages, sampling)
-        await self.put(digest, completion, model=endpoint.model, messages=messages)
+        await self.put(digest, completion, model=endpoint.model, messages=messages, users=users)
         return completion
 
     async def get(self, digest: str) -> Completion | None:
@@ -106,12 +120,30 @@ class Ledger:
         """
         query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id DESC LIMIT 1"
         row = await self._run(lambda connection: connection.execute(query, (digest,)).fetchone())
-        try:
-            return None if row is None else _restore(json.loads(row[0]))
-        except (ValueError, KeyError, TypeError) as exc:
-            raise LedgerError(f"ledger {self._path!r}: the row of {digest} cannot be read: {exc!r}") from exc
+        return None if row is None else self._restored(digest, row[0])
 
-    async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
+    async def versions(self, digest: str) -> list[Completion]:
+        """Every generation under `digest`, the oldest first.
+
+        Args:
+            digest: As for `get`.
+
+        Raises:
+            LedgerError: The file cannot be read.
+        """
+        query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id"
+        rows = await self._run(lambda connection: connection.execute(query, (digest,)).fetchall())
+        return [self._restored(digest, row[0]) for row in rows]
+
+    async def put(
+        self,
+        digest: str,
+        completion: Completion,
+        *,
+        model: str,
+        messages: Sequence[Message],
+        users: Iterable[str] = (),
+    ) -> None:
         """Append a generation. A cancelled caller waits for the row to be written.
 
         Args:
@@ -119,19 +151,42 @@ class Ledger:
             completion: Kept whole, log-probabilities and reasoning included.
             model: The name that was asked for; the one that answered is in `completion`.
             messages: The prompt, kept for audits.
+            users: Ids of all whose interactions the prompt shows, for `forget`.
 
         Raises:
             LedgerError: The file cannot be written.
         """
         row = (digest, time.time(), model, _dump(list(messages)), _dump(_fields(completion)))
-        insert = "INSERT INTO generations (digest, created, model, messages, completion) VALUES (?, ?, ?, ?, ?)"
+        shown = sorted(set(users))
         with anyio.CancelScope(shield=True):
-            await self._run(lambda connection: connection.execute(insert, row))
+            await self._run(lambda connection: _append(connection, row, shown))
+
+    async def forget(self, user: str) -> int:
+        """Delete every generation whose prompt showed interactions of a user, and nothing else; how many they were.
+
+        What they stood on in the file is overwritten: the log is emptied and the file written anew. Copies of the file,
+        and what models have learnt, are beyond its reach.
+
+        Args:
+            user: Id of the user.
+
+        Raises:
+            LedgerError: The file cannot be written. Where another process has it open, the rows are gone but may still
+                be in the log: call it again when that one is done.
+        """
+        with anyio.CancelScope(shield=True):
+            return await self._run(lambda connection: _forget(connection, user))
 
     async def count(self) -> int:
         """How many generations are kept."""
         (rows,) = await self._run(lambda connection: connection.execute("SELECT count(*) FROM generations").fetchone())
         return int(rows)
+
+    def _restored(self, digest: str, text: str) -> Completion:
+        try:
+            return _restore(json.loads(text))
+        except (ValueError, KeyError, TypeError) as exc:
+            raise LedgerError(f"ledger {self._path!r}: the row of {digest} cannot be read: {exc!r}") from exc
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await anyio.to_thread.run_sync(self._locked, work)
@@ -174,22 +229,61 @@ async def read_through(
     messages: Sequence[Message],
     sampling: Sampling,
     schema: ProfileSchema | None = None,
+    users: Iterable[str] = (),
 ) -> Completion:
     """`Ledger.generate`, or the endpoint alone where there is no ledger."""
     if ledger is None:
         return await endpoint.generate(messages, sampling)
-    return await ledger.generate(endpoint, messages, sampling, schema=schema)
+    return await ledger.generate(endpoint, messages, sampling, schema=schema, users=users)
+
+
+def subjects(ledger: Ledger | None, user: User, item: Item, evidence_limit: int | None = None) -> set[str]:
+    """Ids of all whose interactions a pair's prompt may show; none where no ledger wants to know."""
+    if ledger is None or evidence_limit == 0:
+        return set() if ledger is None else {user.id}
+    return {user.id, *(row.user for row in item.evidence[-(evidence_limit or 0) :])}
 
 
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    settings = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON")
     try:
-        for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", _TABLE, _INDEX):
+        for statement in (*settings, *_TABLES):
             connection.execute(statement)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _append(connection: sqlite3.Connection, row: tuple[Any, ...], users: Sequence[str]) -> None:
+    insert = "INSERT INTO generations (digest, created, model, messages, completion) VALUES (?, ?, ?, ?, ?)"
+    with _transaction(connection):
+        number = connection.execute(insert, row).lastrowid
+        connection.executemany("INSERT INTO subjects VALUES (?, ?)", [(user, number) for user in users])
+
+
+def _forget(connection: sqlite3.Connection, user: str) -> int:
+    with _transaction(connection):
+        shown = "SELECT generation FROM subjects WHERE user = ?"
+        deleted = connection.execute(f"DELETE FROM generations WHERE id IN ({shown})", (user,)).rowcount  # noqa: S608
+        connection.execute(f"DELETE FROM subjects WHERE generation IN ({shown})", (user,))  # noqa: S608
+    connection.execute("VACUUM")
+    (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("another process has the file open, so its log could not be emptied")
+    return int(deleted)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 def _dump(value: Any) -> str:

@@ -14,7 +14,7 @@ from duet._concurrency import map_unordered
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, IncompleteStream, RecordError
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
-from duet._ledger import Ledger, digest_of, read_through
+from duet._ledger import Ledger, digest_of, read_through, subjects
 from duet._log import log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
@@ -76,7 +76,7 @@ class JointProfiler:
             LedgerError: The ledger cannot be read or written.
         """
         job = self._job(user, item, cues)
-        completion = await read_through(self._ledger, self._endpoint, job.messages, job.sampling, job.schema)
+        completion = await read_through(self._ledger, self._endpoint, job.messages, job.sampling, job.schema, job.users)
         return parse_profile(completion, job.schema, cues)
 
     def stream(self, user: User, item: Item, *, cues: Cues | None = None) -> AbstractAsyncContextManager[ProfileStream]:
@@ -125,7 +125,8 @@ class JointProfiler:
             raise RecordError(f"a pair is a User and an Item, got {type(user).__name__} and {type(item).__name__}")
         schema = self._prompt.schema_for(cues)
         sampling = self._sampling.under_grammar(schema.grammar()) if self._constrained else self._sampling
-        return _Job(self._prompt.render(user, item, cues=cues), sampling, schema)
+        users = subjects(self._ledger, user, item, self._prompt.evidence_limit)
+        return _Job(self._prompt.render(user, item, cues=cues), sampling, schema, users)
 
     @asynccontextmanager
     async def _stream(self, job: _Job, cues: Cues | None) -> AsyncIterator[ProfileStream]:
@@ -138,7 +139,7 @@ class JointProfiler:
 
         async def keep(completion: Completion) -> None:
             if ledger is not None:
-                await ledger.put(digest, completion, model=model, messages=job.messages)
+                await ledger.put(digest, completion, model=model, messages=job.messages, users=job.users)
 
         async with self._endpoint.stream(job.messages, job.sampling) as deltas:
             yield ProfileStream(deltas, job.schema, cues, keep)
@@ -224,6 +225,7 @@ class _Job:
     messages: tuple[Message, ...]
     sampling: Sampling
     schema: ProfileSchema
+    users: set[str]
 
 
 class _Replay:

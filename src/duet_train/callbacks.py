@@ -235,7 +235,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         held_out.setdefault("start", where | figures)
         self._card.update(held_out=held_out | {"end": where | figures})
 
-    async def _score(self, texts: Sequence[str]) -> tuple[list[Reward], list[Reward]]:
+    async def _score(self, texts: Sequence[str]) -> tuple[list[Reward], dict[int, Reward]]:
         reward = TRLReward(self._open_envs, {row.id: row for row in self._rows})
         swapped = list(_swapped(self._rows, texts))
         try:
@@ -243,7 +243,7 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
             shuffled = await reward.score([text for _, text in swapped], [one for one, _ in swapped])
         finally:
             await reward.aclose()
-        return rewards, shuffled
+        return rewards, dict(zip((one for one, _ in swapped), shuffled, strict=True))
 
 
 def _swapped(rows: Sequence[Row], texts: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -271,7 +271,7 @@ def _text(row: Row, profile: JointProfile) -> str:
     return completion_text(row.schema, **sections)
 
 
-def _held_out_figures(rows: Sequence[Row], rewards: Sequence[Reward], shuffled: Sequence[Reward]) -> Line:
+def _held_out_figures(rows: Sequence[Row], rewards: Sequence[Reward], shuffled: Mapping[int, Reward]) -> Line:
     errors = [abs(row.example.rating - one.rating.value) for row, one in zip(rows, rewards, strict=True) if one.rating]
     return {
         "rows": len(rows),
@@ -279,7 +279,8 @@ def _held_out_figures(rows: Sequence[Row], rewards: Sequence[Reward], shuffled: 
         "parse_rate": 1 - statistics.fmean(malformed(reward) for reward in rewards),
         "mae": statistics.fmean(errors) if errors else None,
         "rewards": [reward.value for reward in rewards],
-        "shuffled_reward": mean_of([reward.value for reward in shuffled]),
+        "shuffled_reward": mean_of([reward.value for reward in shuffled.values()]),
+        "shuffled_rewards": [shuffled[row.id].value if row.id in shuffled else None for row in rows],
     }
 
 

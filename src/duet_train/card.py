@@ -69,7 +69,15 @@ class Card:
 
 
 def start_card(
-    folder: Path, verb: str, data: Prepared, rows: int, settings: Settings, training_args: Any, model_args: Any
+    folder: Path,
+    verb: str,
+    data: Prepared,
+    rows: int,
+    settings: Settings,
+    training_args: Any = None,
+    model_args: Any = None,
+    *,
+    seed: int | None = None,
 ) -> Card:
     """The card of a run that starts or goes on.
 
@@ -79,35 +87,52 @@ def start_card(
         data: What prepare wrote.
         rows: Of training.
         settings: This project's own keys.
-        training_args: TRL's, every default in force included.
-        model_args: TRL's ModelConfig.
+        training_args: TRL's, every default in force included; None where no model is trained.
+        model_args: TRL's ModelConfig; None likewise.
+        seed: Where there are no training arguments that hold it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = (data.directory / "manifest.json").read_bytes()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    card = Card(folder, _before(folder))
+    card = Card(folder, read_card(folder))
     card.values.setdefault("started", now)
     card.update(
         verb=verb,
         status="running",
         attempt=card.values.get("attempt", -1) + 1,
-        seed=training_args.seed,
+        seed=seed if training_args is None else training_args.seed,
         data={
             "directory_name": data.directory.resolve().name,
-            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+            "manifest_sha256": manifest_digest(data),
             "files": data.manifest.get("outputs", []),
             "rows": rows,
+            "scale": [data.scale.minimum, data.scale.maximum],
         },
         versions=versions(),
         settings=dataclasses.asdict(settings),
-        training_args=training_args.to_dict(),
-        model={field.name: getattr(model_args, field.name) for field in dataclasses.fields(model_args)},
+        training_args={} if training_args is None else training_args.to_dict(),
+        model={}
+        if model_args is None
+        else {one.name: getattr(model_args, one.name) for one in dataclasses.fields(model_args)},
         recommender=settings.recommender,
     )
     return card
 
 
-def _before(folder: Path) -> dict[str, Any]:
+def manifest_digest(data: Prepared) -> str:
+    """SHA-256, in hex, of the manifest, which holds the digest of every file.
+
+    Args:
+        data: What prepare wrote.
+    """
+    return hashlib.sha256((data.directory / "manifest.json").read_bytes()).hexdigest()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What the card of a run directory holds; nothing where there is none that can be read.
+
+    Args:
+        folder: The run directory.
+    """
     try:
         values: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

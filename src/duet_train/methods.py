@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -77,9 +77,17 @@ class CountingLedger(Ledger):
         self.calls += 1
         return await self._ledger.get(digest)
 
-    async def put(self, digest: str, completion: Completion, *, model: str, messages: Sequence[Message]) -> None:
+    async def put(
+        self,
+        digest: str,
+        completion: Completion,
+        *,
+        model: str,
+        messages: Sequence[Message],
+        users: Iterable[str] = (),
+    ) -> None:
         """As the other ledger's."""
-        await self._ledger.put(digest, completion, model=model, messages=messages)
+        await self._ledger.put(digest, completion, model=model, messages=messages, users=users)
 
 
 # The ladder's rungs in the order of `duet_ladder`.

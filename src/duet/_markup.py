@@ -1,0 +1,25 @@
+"""What a profile that is shown to people should not hold: links, HTML and markdown."""
+
+from __future__ import annotations
+
+import re
+
+_KINDS = {
+    "a link": re.compile(
+        r"\b(?:https?|ftp|file|wss?)\s*:\s*//|\bwww\.\w|\b(?:mailto|javascript|vbscript|data)\s*:\s*[\w/+.@%-]*[,;@(/]"
+        r"|\]\s*\([^)\n]*\)|^\s{0,3}\[[^\]\n]+\]:\s*\S",
+        re.I | re.M,
+    ),
+    "HTML": re.compile(r"<[/!?]?[a-z][^<>]*>|<!--|&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]{1,30});", re.I),
+    "markdown": re.compile(
+        r"^\s{0,3}(?:#{1,6}\s|>\s|```|~~~)|!\[|`[^`\n]+`|\*\*[^\s*][^*\n]*\*\*|__[^\s_][^_\n]*__|^\s*\|.*\|\s*$", re.M
+    ),
+}
+
+
+def markup_in(text: str) -> str | None:
+    """What kind of markup a text holds, the gravest first; None for plain text. Lists are plain.
+
+    A pattern cannot read: what looks like markup and is none is refused too.
+    """
+    return next((kind for kind, pattern in _KINDS.items() if pattern.search(text)), None)

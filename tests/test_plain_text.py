@@ -1,0 +1,98 @@
+"""Profiles as plain text: links, markdown and HTML are refused, and nothing is rewritten."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duet import Completion, Item, JointPrompt, MalformedCompletion, ProfileSchema, SectionParser, User, parse_profile
+from duet._markup import markup_in
+from duet.testing import completion_text
+
+PLAIN = ProfileSchema(plain_text=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("see https://evil.example/x", "a link"),
+        ("see HTTP ://evil.example", "a link"),
+        ("go to www.evil.example", "a link"),
+        ("write to mailto:a@b.example", "a link"),
+        ("javascript:alert(1)", "a link"),
+        ("data:text/html;base64,PGI+", "a link"),
+        ("[here](/path)", "a link"),
+        ("[ref]: //evil.example", "a link"),
+        ("![](x)", "a link"),
+        ("<b>bold", "HTML"),
+        ("a <img src=x onerror=y> b", "HTML"),
+        ("<!-- hidden -->", "HTML"),
+        ("fish &amp; chips", "HTML"),
+        ("&#106;avascript", "HTML"),
+        ("# Heading", "markdown"),
+        ("some **bold** words", "markdown"),
+        ("some `code` words", "markdown"),
+        ("```\nblock", "markdown"),
+        ("| a | b |", "markdown"),
+        ("> quoted", "markdown"),
+        ("![image]", "markdown"),
+    ],
+)
+def test_markup_is_found(text: str, kind: str) -> None:
+    """Each kind of markup is called by its name."""
+    assert markup_in(text) == kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Likes jazz & blues, 4 < 5, and R&B; prefers C# to C++.",
+        "- quiet games\n- short evenings",
+        "1. strict\n2. fair",
+        "gave 3 * 4 = 12 points; a_b_c; snake_case_name",
+        "the ratio was 2:1, at 10:30; data: none",
+        "a 5-star fan of #1 hits (see below) [sic]",
+        "It's http as a word, www as another, and e.g. this.",
+    ],
+)
+def test_plain_text_is_plain(text: str) -> None:
+    """What people write without markup is not refused."""
+    assert markup_in(text) is None
+
+
+@pytest.mark.parametrize("slot", [f"{side}_{section}" for side, section in PLAIN.slots])
+def test_every_section_is_looked_at(slot: str) -> None:
+    """A link in any section makes the completion malformed, and the error names the section."""
+    text = completion_text(PLAIN, **{slot: "see https://evil.example"})
+    with pytest.raises(MalformedCompletion, match=slot.replace("_", ".", 1)):
+        parse_profile(Completion(text), PLAIN)
+
+
+def test_without_the_setting_nothing_is_refused() -> None:
+    """The check is asked for."""
+    text = completion_text(user_profile="see https://evil.example")
+    profile = parse_profile(Completion(text), ProfileSchema())
+    assert profile.user is not None
+    assert profile.user.text == "see https://evil.example"
+
+
+@given(st.text(alphabet=st.sampled_from("ab <>&;:/[]()#*`|!-.wht\n"), max_size=60))
+def test_what_passes_is_not_rewritten(text: str) -> None:
+    """A completion is refused as a whole or its text stays as it came."""
+    whole = completion_text(PLAIN, user_profile=f"x{text}x")
+    free, plain = SectionParser(ProfileSchema()), SectionParser(PLAIN)
+    free.feed(whole)
+    plain.feed(whole)
+    try:
+        found = plain.close()
+    except MalformedCompletion:
+        return
+    assert found == free.close()
+
+
+def test_prompt_asks_for_it() -> None:
+    """A model that may not write markup is told so."""
+    asked, unasked = (JointPrompt(schema=schema).render(User("u"), Item("i"))[0] for schema in (PLAIN, ProfileSchema()))
+    assert "without links, markdown or HTML" in asked["content"]
+    assert "markdown" not in unasked["content"]
