@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 # A module imports from earlier lines only. What is not here is a violation, so a new module finds its place on purpose.
 LINES = [
     ["_errors"],
-    ["_concurrency", "_log"],
+    ["_concurrency", "_log", "_markup"],
     ["_records"],
     ["_results"],
     ["_events", "_settings", "_schema"],
@@ -22,9 +22,10 @@ LINES = [
     ["_wire_http", "_wire_openai"],
     ["_caller"],
     ["_endpoint", "_embedder"],
-    ["_ledger"],
+    ["_ledger", "_limits"],
     ["_cues", "_profiler", "_recommender"],
-    ["_ranking", "_terms"],
+    ["_nearness", "_ranking", "_terms"],
+    ["_catalogue", "_choice", "_contrastive"],
     ["_reward"],
     ["__init__"],
     ["_engine_process", "_dataset"],
@@ -45,7 +46,7 @@ NETWORK = {"httpx", "httpcore", "aiohttp", "httpx_aiohttp", "requests", "urllib.
 WIRED = {"_wire", "_wire_http", "_wire_openai", "_engine_process", "local", "testing"}
 
 IMPURE = {"os", "io", "time", "random", "pathlib", "sqlite3", "subprocess", "threading", "asyncio", *NETWORK}
-PURE = ["_errors", "_records", "_events", "_schema", "_prompts", "_parser", "_sse", "_reward", "_ranking"]
+PURE = ["_errors", "_records", "_events", "_schema", "_prompts", "_parser", "_sse", "_reward", "_ranking", "_markup"]
 
 
 # The rules: source in, violations out

@@ -11,9 +11,20 @@ import pytest
 from evaluations import ITEMS, ByText, judgement, log, made_by_hand, prepared, tools
 from prepare_oracle import Rated
 
-from duet import Completion, Item, JointProfile, Ledger, Message, Profile, RatingError, Sampling, TokenLogprob
+from duet import (
+    Completion,
+    Item,
+    JointProfile,
+    Ledger,
+    Message,
+    Profile,
+    RatingError,
+    Sampling,
+    TokenLogprob,
+    choice_prompt,
+)
 from duet.testing import ScriptedAnswer, ScriptedEndpoint
-from duet_train.choice import choice_prompt, choose
+from duet_train.choice import choose
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.extras import catalogue_table, choice_table, text_table
 from duet_train.judging import Made

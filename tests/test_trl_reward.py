@@ -144,6 +144,12 @@ async def test_terms_of_a_batch_see_all_of_it(make: Make) -> None:
     assert await reward.reward([], said(GOOD), example=[1]) == [2.0]
 
 
+async def test_batch_is_asked_again_whole(make: Make) -> None:
+    """Where a term looks at the batch, one that failed is asked for again with all others of it."""
+    reward, _ = make(Reader(failures=1), [row(1), row(2)], [BatchSize()], attempts=2)
+    assert await reward.reward([], said(GOOD, GOOD), example=[1, 2]) == [3.0, 3.0]
+
+
 async def test_fault_is_none_and_never_zero(make: Make) -> None:
     """A recommender that is down gives no reward for its completion, and the others keep theirs."""
     reward, _ = make(Reader(failures=1), [row(1), row(2)], attempts=1)

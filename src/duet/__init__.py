@@ -1,9 +1,13 @@
 """Profiles of users and items in plain language, for recommenders; and the reward that trains them."""
 
+from duet._catalogue import CatalogueReward
+from duet._choice import NextItemReward
+from duet._contrastive import ContrastiveReward
 from duet._cues import CueExtractor
 from duet._embedder import AsyncOpenAIEmbedder, Embedder, HTTPEmbedder
 from duet._endpoint import AsyncOpenAIEndpoint, Endpoint, HTTPEndpoint
 from duet._errors import (
+    BudgetExceeded,
     CompletionError,
     ConfigurationError,
     DuetError,
@@ -20,9 +24,10 @@ from duet._errors import (
 )
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, SectionDelta, SectionDone, TextDelta
 from duet._ledger import Ledger
+from duet._limits import Budget, LimitedEndpoint
 from duet._parser import SectionParser, parse_profile, parse_rating
 from duet._profiler import JointProfiler, ProfileStream
-from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt, quote
+from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt, choice_prompt, quote
 from duet._ranking import rank
 from duet._recommender import EmbeddingRecommender, LLMRecommender, Recommender
 from duet._records import Example, Interaction, Item, RatingScale, User
@@ -41,15 +46,19 @@ from duet._results import (
 from duet._reward import RewardEnv
 from duet._schema import ProfileSchema
 from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
-from duet._terms import LeakageReward, LengthReward, RatingReward, RewardTerm, TermScore
+from duet._terms import LeakageReward, LengthReward, RatingReward, RewardTerm, SentimentReward, TermScore
 
 __all__ = [
     "AsyncOpenAIEmbedder",
     "AsyncOpenAIEndpoint",
+    "Budget",
+    "BudgetExceeded",
     "Candidate",
+    "CatalogueReward",
     "Completion",
     "CompletionError",
     "ConfigurationError",
+    "ContrastiveReward",
     "CueExtractor",
     "CuePrompt",
     "Cues",
@@ -79,9 +88,11 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LengthReward",
+    "LimitedEndpoint",
     "MalformedCompletion",
     "Message",
     "MissingExtraError",
+    "NextItemReward",
     "Outcome",
     "Profile",
     "ProfileEvent",
@@ -101,12 +112,14 @@ __all__ = [
     "SectionDelta",
     "SectionDone",
     "SectionParser",
+    "SentimentReward",
     "TermScore",
     "TextDelta",
     "TokenLogprob",
     "TruncatedCompletion",
     "Usage",
     "User",
+    "choice_prompt",
     "parse_profile",
     "parse_rating",
     "quote",

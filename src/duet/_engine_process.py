@@ -37,8 +37,9 @@ def start(settings: dict[str, Any]) -> Any:
     params.model.path = settings["path"]
     params.model_alias = {settings["model"]}
     params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    params.api_keys = [settings["api_key"]]
+    params.port = settings["port"]
+    params.api_keys = [settings["api_key"]] if settings["api_key"] else []
+    params.cors_origins = ""  # no page in a browser may read what it answers
     params.ui = False
     params.verbosity = -1
     params.n_parallel = settings["parallel"]
@@ -48,6 +49,10 @@ def start(settings: dict[str, Any]) -> Any:
     params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
     params.n_threads_http = settings["parallel"] + 2
+    if settings["adapter"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(settings["adapter"], 1.0)]
+    if settings["thinking"] is not None:
+        params.default_template_kwargs = {"enable_thinking": json.dumps(settings["thinking"])}
     if settings["embedding"]:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN

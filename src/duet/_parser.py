@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from collections.abc import Mapping
 
 from duet._errors import MalformedCompletion, RatingError, TruncatedCompletion
 from duet._events import SectionDelta, SectionDone
+from duet._markup import markup_in
 from duet._records import RatingScale
 from duet._results import Completion, Cues, JointProfile, Profile
 from duet._schema import ProfileSchema, Slot, block, is_blank
@@ -86,10 +88,11 @@ class SectionParser:
 
         Raises:
             TruncatedCompletion: Sections are missing and the token limit, or an unclosed ``<think>``, is why.
-            MalformedCompletion: Sections are missing.
+            MalformedCompletion: Sections are missing, or not plain where the schema asks for plain text.
         """
         missing = tuple(f"{side}.{name}" for side, name in self._schema.slots if (side, name) not in self._done)
         if not missing:
+            self._check_plain()
             return {slot: self._done[slot] for slot in self._schema.slots}
         if finish_reason == "length" or self._tags is _THINKING:
             why = "inside <think>" if self._tags is _THINKING else f"before {missing[0]} was closed"
@@ -103,6 +106,13 @@ class SectionParser:
         raise MalformedCompletion(
             f"the completion lacks {', '.join(missing)}{end}", completion=self.completion, missing=missing
         )
+
+    def _check_plain(self) -> None:
+        for (side, name), text in self._done.items() if self._schema.plain_text else ():
+            if kind := markup_in(text):
+                raise MalformedCompletion(
+                    f"{side}.{name} holds {kind}, and the schema asks for plain text", completion=self.completion
+                )
 
     def _scan(self, text: str, events: list[SectionEvent]) -> str:
         """Consume `text`; return its end where that may be part of a tag, or white space at a section's edge."""
@@ -270,3 +280,23 @@ def parse_rating(text: str, scale: RatingScale = RatingScale()) -> float:
 def _without_scale(text: str, scale: RatingScale) -> str:
     """The text without "out of 5" and "on a scale of 1 to 5"; another denominator is another scale, and stays."""
     return _OUT_OF.sub(lambda match: "" if float(match[1]) == scale.maximum else match[0], _SCALE.sub("", text))
+
+
+_ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+_LEADING = re.compile(r"[\W_]*([A-Z])[*_]*[.):\]]")  # "B. Some title"
+_NAMED = re.compile(r"\b(?i:answer|letter|option|item)(?:\s+is)?[\s:*(\"']*([A-Z])(?=[\s*)\"']*(?:[.,;:]|$))")
+
+
+def parse_choice(text: str, options: int) -> int:
+    """The place, from 0, of the one option that a text names by its letter.
+
+    Raises:
+        RatingError: No letter, several, or one beyond the options.
+    """
+    answer = _THINK.sub("", text).strip()
+    whole = _ALONE.fullmatch(answer) or _LEADING.match(answer)
+    found = {letter.upper() for letter in ([whole[1]] if whole else _NAMED.findall(answer))}
+    places = [string.ascii_uppercase.find(letter) for letter in found]
+    if len(places) != 1 or not 0 <= places[0] < options:
+        raise RatingError(f"the answer names none of {options} options: {text[:200]!r}", text=text)
+    return places[0]

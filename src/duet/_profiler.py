@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Self
 
@@ -101,6 +102,10 @@ class JointProfiler:
         is an outcome with an error. With a ledger, pairs that are in it cost nothing, so a run that broke off is run
         again.
 
+        The prompts of one user begin alike, and a server's prefix cache serves that beginning where they follow each
+        other. So the pairs of a list are sent user by user, in whatever order they stand; those of an iterator go out
+        as they are drawn.
+
         Args:
             pairs: (user, item), from an iterable or an async iterable of any length.
             concurrency: Most pairs under way.
@@ -108,7 +113,10 @@ class JointProfiler:
         Raises:
             ConfigurationError: `concurrency` is below 1.
         """
-        return map_unordered(self._outcome, pairs, concurrency)
+        if not isinstance(pairs, list | tuple):
+            return map_unordered(self._outcome, pairs, concurrency)
+        found = tuple(pairs)
+        return map_unordered(lambda _, place: self._outcome(place, found[place]), _user_by_user(found), concurrency)
 
     async def _outcome(self, index: int, pair: Pair) -> Outcome:
         user: User | None = None
@@ -242,6 +250,15 @@ class _Replay:
         for step in self._steps:
             return step
         raise StopAsyncIteration
+
+
+def _user_by_user(pairs: Sequence[Pair]) -> Iterable[int]:
+    """The places of the pairs: those of one user together, users in the order in which they first appear."""
+    places: dict[str | None, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        user = pair[0] if isinstance(pair, tuple) and pair else None
+        places.setdefault(user.id if isinstance(user, User) else None, []).append(place)
+    return itertools.chain.from_iterable(places.values())
 
 
 def _checked(pair: Pair, index: int) -> Pair:

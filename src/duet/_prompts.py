@@ -163,6 +163,8 @@ class JointPrompt:
         lines += [f"- {_SECTION_TASKS[name]}" for name in schema.sections]
         if schema.max_chars is not None:
             lines.append(f"Each section has at most {schema.max_chars} characters.")
+        if schema.plain_text:
+            lines.append("Each section is plain text, without links, markdown or HTML.")
         return "\n".join([*lines, "", _RULES, schema.skeleton()])
 
     def _user_block(self, user: User) -> list[str]:
@@ -319,3 +321,27 @@ def _listing(labels: Iterable[tuple[str, int]]) -> str:
 def _paragraph(text: str) -> str:
     """A profile's text, lines kept, angle brackets made harmless."""
     return "\n".join(quote(line) for line in text.splitlines())
+
+
+_CHOICE_TASK = """\
+You know a user only by the profile below. Of the items listed, one is what this user chose next. Answer with its \
+letter and nothing else."""
+
+
+def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:
+    """The messages of one next-item choice: a profile, and items of which one came next (BLUE).
+
+    Args:
+        profile: The text of the user's profile.
+        titles: From 1 to 26, in the order in which they are lettered from A on.
+
+    Raises:
+        ConfigurationError: There are more titles than letters, or none.
+    """
+    if not 1 <= len(titles) <= len(string.ascii_uppercase):
+        raise ConfigurationError(f"a choice has 1 to {len(string.ascii_uppercase)} titles, got {len(titles)}")
+    options = [f"{letter}. {quote(title, 200)}" for letter, title in zip(string.ascii_uppercase, titles, strict=False)]
+    return (
+        {"role": "system", "content": _CHOICE_TASK},
+        {"role": "user", "content": "\n".join(["USER", _paragraph(profile), "", "ITEMS", *options, "", "Letter:"])},
+    )

@@ -12,7 +12,7 @@ import attrs
 from duet._embedder import Embedder
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, EndpointRejected, RatingError, RecordError
-from duet._ledger import Ledger, read_through
+from duet._ledger import Ledger, read_through, subjects
 from duet._parser import parse_rating
 from duet._prompts import RatingMode, RatingPrompt
 from duet._records import Item, RatingScale, User
@@ -82,16 +82,8 @@ class LLMRecommender:
         self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars)
         self.scale: RatingScale = scale
         self._ledger = ledger
-        # OpenAI's reasoning models refuse max_tokens, so a limit under the other name is left as it is.
-        limited = sampling.max_tokens or sampling.max_completion_tokens
-        if mode == "expected":
-            wanted = sampling.top_logprobs or 20  # the most that OpenAI and, by default, vLLM give
-            self._labels = self._prompt.labels
-            limit = None if sampling.max_completion_tokens else 1
-            self._sampling = attrs.evolve(sampling, max_tokens=limit, logprobs=True, top_logprobs=wanted)
-        else:
-            self._labels = {}
-            self._sampling = sampling if limited else attrs.evolve(sampling, max_tokens=20)
+        self._labels = self._prompt.labels if mode == "expected" else {}
+        self._sampling = one_scored_token(sampling) if mode == "expected" else few_tokens(sampling)
 
     async def predict(self, user: User, item: Item, profile: JointProfile | None) -> Rating:
         """The rating that the model predicts.
@@ -106,10 +98,26 @@ class LLMRecommender:
             RatingError: The answer holds no rating on the scale.
         """
         messages = self._prompt.render(user, item, profile)
-        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling)
+        # The profiles were written from the evidence, so whose rows they were is known here too.
+        users = subjects(self._ledger, user, item)
+        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, users=users)
         if self._labels:
             return expected_rating(completion, self._labels)
         return Rating(parse_rating(completion.text, self.scale), text=completion.text, usage=completion.usage)
+
+
+def one_scored_token(sampling: Sampling) -> Sampling:
+    """One token, with its log-probability and those of the likeliest others."""
+    # OpenAI's reasoning models refuse max_tokens, so a limit under the other name is left as it is.
+    limit = None if sampling.max_completion_tokens else 1
+    wanted = sampling.top_logprobs or 20  # the most that OpenAI and, by default, vLLM give
+    return attrs.evolve(sampling, max_tokens=limit, logprobs=True, top_logprobs=wanted)
+
+
+def few_tokens(sampling: Sampling) -> Sampling:
+    """At most 20 tokens, unless a limit is set."""
+    limited = sampling.max_tokens or sampling.max_completion_tokens
+    return sampling if limited else attrs.evolve(sampling, max_tokens=20)
 
 
 def expected_rating(completion: Completion, labels: dict[str, int]) -> Rating:
@@ -134,7 +142,8 @@ def expected_rating(completion: Completion, labels: dict[str, int]) -> Rating:
             weights[rating] += math.exp(logprob)
     total = math.fsum(weights.values())
     if total <= 0:
-        raise RatingError(f"no rating among the likeliest tokens: {completion.text!r}", text=completion.text)
+        what = f"none of {', '.join(labels)} is among the likeliest tokens: {completion.text!r}"
+        raise RatingError(what, text=completion.text)
     probabilities = tuple((float(rating), weight / total) for rating, weight in sorted(weights.items()))
     mean = math.fsum(rating * probability for rating, probability in probabilities)
     return Rating(mean, text=completion.text, probabilities=probabilities, usage=completion.usage)
@@ -200,11 +209,15 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
     """
     if len(a) != len(b):
         raise RatingError(f"embeddings of {len(a)} and {len(b)} numbers cannot be compared")
-    return math.fsum(x * y for x, y in zip(_unit(a), _unit(b), strict=True))
+    return math.fsum(x * y for x, y in zip(unit(a), unit(b), strict=True))
 
 
-def _unit(vector: Sequence[float]) -> list[float]:
-    """The vector at length 1. Divided by its largest entry first, so that no square is lost or infinite."""
+def unit(vector: Sequence[float]) -> list[float]:
+    """The vector at length 1. Divided by its largest entry first, so that no square is lost or infinite.
+
+    Raises:
+        RatingError: It is zero, or not finite.
+    """
     largest = max(map(abs, vector), default=0.0)
     if not 0 < largest < math.inf or not all(map(math.isfinite, vector)):
         raise RatingError("an embedding is the zero vector, or not finite")

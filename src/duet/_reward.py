@@ -42,6 +42,16 @@ class RewardEnv:
         self._format_penalty = format_penalty
         self._strict_paper = strict_paper
 
+    @property
+    def terms(self) -> tuple[RewardTerm, ...]:
+        """What is summed, in the order given."""
+        return self._terms
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether a reward depends on the rest of its batch, as a term's `in_batch` says: then it holds there alone."""
+        return any(getattr(term, "in_batch", False) for term in self._terms)
+
     async def score(self, completion: str, example: Example) -> Reward:
         """The reward of one completion: a batch of one.
 

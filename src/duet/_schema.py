@@ -48,11 +48,14 @@ class ProfileSchema:
         sections: Some of "cue", "constructed_prompt", "profile".
         max_chars: Most characters in a section: the prompt asks for it and the grammar enforces it. None asks for none
             and lets the grammar stop at 600.
+        plain_text: Refuse completions whose sections hold links, markdown or HTML; the text is never rewritten. For
+            profiles that are shown to people, since a review may talk a model into writing a link.
     """
 
     sides: tuple[str, ...] = attrs.field(default=SIDES, converter=_sides)
     sections: tuple[str, ...] = attrs.field(default=SECTIONS, converter=_sections)
     max_chars: int | None = attrs.field(default=None, kw_only=True)
+    plain_text: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if self.max_chars is not None and self.max_chars < 1:

@@ -64,8 +64,10 @@ class Sampling:
 
     def request_fields(self) -> dict[str, Any]:
         """The fields of a request body that are set, `extra_body` merged last, `grammar` left to the endpoint."""
-        fields = attrs.asdict(self, filter=lambda field, value: field.name not in ("grammar", "extra_body"))
-        chosen = {name: value for name, value in fields.items() if value is not None and value != ()}
+        fields = {name: getattr(self, name) for name in _SENT}
+        chosen = {name: value for name, value in fields.items() if value is not None}
+        if self.stop:
+            chosen["stop"] = list(self.stop)
         return chosen | dict(self.extra_body)
 
     def under_grammar(self, grammar: str) -> Sampling:
@@ -99,6 +101,9 @@ class Deadlines:
             value = getattr(self, field.name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"Deadlines.{field.name} must be positive or None, got {value!r}")
+
+
+_SENT = tuple(field.name for field in attrs.fields(Sampling) if field.name not in ("stop", "grammar", "extra_body"))
 
 
 @attrs.frozen

@@ -43,8 +43,8 @@ class LocalEngine:
 
     Attributes:
         base_url: Address up to and including "/v1", on loopback, at a port that was free.
-        model: Name under which the weights are served: the file's name without its ending.
-        api_key: Made for this server; `endpoint` sends it.
+        model: Name under which the weights are served.
+        api_key: What `endpoint` sends; empty where the server asks for none.
         context: Tokens of prompt and completion together that one request may have.
     """
 
@@ -63,6 +63,11 @@ class LocalEngine:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @property
+    def running(self) -> bool:
+        """False once its process has ended."""
+        return self._process.poll() is None
 
     def endpoint(self, **settings: Any) -> HTTPEndpoint:
         """An endpoint for it, without deadlines: a small machine may take long.
@@ -101,6 +106,11 @@ def start(
     context: int = 4096,
     threads: int | None = None,
     embedding: bool = False,
+    adapter: str | PathLike[str] | None = None,
+    name: str | None = None,
+    port: int = 0,
+    api_key: str | None = None,
+    thinking: bool | None = None,
 ) -> LocalEngine:
     """Start the engine; returns when it serves, after about half a second for the packaged model.
 
@@ -111,28 +121,39 @@ def start(
         threads: Threads that compute; None takes one less than there are cores, since spinning threads on every core
             collapse as soon as anything else runs.
         embedding: Serve embeddings (mean pooling) beside completions.
+        adapter: A LoRA for these weights as a GGUF file, applied to every request.
+        name: To serve it under; None takes the file's name without its ending.
+        port: On loopback; 0 takes a free one.
+        api_key: What requests must send; None makes one, an empty one lets every program of this machine in.
+        thinking: Whether the chat templates of models such as Qwen3 have the model think; None leaves it to the engine.
+            A request's own ``chat_template_kwargs`` win.
 
     Raises:
         MissingExtraError: The engine or the packaged model is not installed.
-        ConfigurationError: The file is not there or cannot be loaded.
+        ConfigurationError: A file is not there or cannot be loaded, or the port is in use.
     """
     if parallel < 1 or context < 1 or (threads is not None and threads < 1):
         raise ConfigurationError("parallel, context and threads must be at least 1")
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError(_ENGINE_HINT)
     path = _packaged_model() if model_path is None else _checked(Path(model_path))
-    api_key = secrets.token_urlsafe(16)
+    lora = None if adapter is None else str(_checked(Path(adapter)))
+    if api_key is None:
+        api_key = secrets.token_urlsafe(16)
     settings = {
         "path": str(path),
-        "model": path.stem,
+        "model": name or path.stem,
+        "adapter": lora,
+        "port": port,
         "api_key": api_key,
         "parallel": parallel,
         "context": context,
         "threads": threads or max(1, (os.cpu_count() or 1) - 1),
         "embedding": embedding,
+        "thinking": thinking,
     }
     process, address = _launch(settings)
-    return LocalEngine(process, address, path.stem, api_key, context)
+    return LocalEngine(process, address, name or path.stem, api_key, context)
 
 
 @asynccontextmanager

@@ -194,13 +194,13 @@ class HeldOut(TrainerCallback):  # type: ignore[misc]
         self._steps = steps
         self._max_new_tokens = max_new_tokens
         self._chat_template_kwargs = chat_template_kwargs
-        self._known = {line["step"] for line in read_lines(folder / "held_out.jsonl")}
+        self._started = any(line["step"] == 0 for line in read_lines(folder / "held_out.jsonl"))
         self.trainer: Any = None
         """Set when there is one."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the start, unless an earlier attempt did."""
-        if state.global_step not in self._known:
+        if state.global_step == 0 and not self._started:
             self.measure(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

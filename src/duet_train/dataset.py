@@ -133,6 +133,19 @@ def within(rows: Sequence[Row], lengths: Sequence[int], limit: int) -> list[Row]
     return kept
 
 
+def seen_items(data: Prepared) -> dict[str, set[str]]:
+    """By user, the items that they rated in the training split: none of them is a wrong answer for that user.
+
+    Args:
+        data: What prepare wrote.
+    """
+    table = data.matrix("train")
+    found: dict[str, set[str]] = {}
+    for user, item in zip(table.users.tolist(), table.items.tolist(), strict=True):
+        found.setdefault(table.user_ids[user], set()).add(table.item_ids[item])
+    return found
+
+
 def catalogue(data: Prepared) -> list[Item]:
     """Every item of the data, with title and attributes.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,9 @@ def load_model(model_args: Any, training_args: Any = None) -> Any:
             options["attn_implementation"] = model_args.attn_implementation
         if (quantization := get_quantization_config(model_args)) is not None:
             options["quantization_config"] = quantization
-    model = AutoModelForCausalLM.from_pretrained(source, **options, **extra)
+    # A bar of a second's work, which no setting of transformers turns off.
+    with redirect_stderr(StringIO()) if name == PACKAGED else nullcontext():
+        model = AutoModelForCausalLM.from_pretrained(source, **options, **extra)
     if name == PACKAGED:
         model.config._name_or_path = model.name_or_path = PACKAGED  # what adapters are recorded for
         if hasattr(model.config, "quantization_config"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from duet import (
     local,
 )
 from duet_train.data.prepared import Prepared
-from duet_train.dataset import catalogue
+from duet_train.dataset import catalogue, seen_items
 from duet_train.settings import Settings
 from duet_train.tools import address_and_model
 
@@ -164,6 +165,7 @@ class Opened:
                 await self.endpoint(),
                 mode="expected" if settings.recommender_mode == "expected" else "letter",
                 items=catalogue(self._data),
+                seen=self._seen,
                 sampling=self._sampling(),
                 ledger=self._ledger,
                 weight=weight,
@@ -171,9 +173,21 @@ class Opened:
             )
         frozen = settings.embedder != TRAINABLE
         if name == "contrastive":
-            temperature = settings.contrastive_temperature
-            return ContrastiveReward(await self.embedder(), temperature=temperature, frozen=frozen, weight=weight)
-        return CatalogueReward(await self.embedder(), catalogue(self._data), frozen=frozen, weight=weight)
+            return ContrastiveReward(
+                await self.embedder(),
+                temperature=settings.contrastive_temperature,
+                seen=self._seen,
+                relative=True,  # from far below −1 otherwise, where writing no profile at all would pay
+                frozen=frozen,
+                weight=weight,
+            )
+        return CatalogueReward(
+            await self.embedder(), catalogue(self._data), seen=self._seen, frozen=frozen, weight=weight
+        )
+
+    @cached_property
+    def _seen(self) -> dict[str, set[str]]:
+        return seen_items(self._data)
 
     def _sampling(self, **more: Any) -> Sampling:
         return Sampling(temperature=0.0, seed=42, extra_body=self._settings.extra_body, **more)

@@ -69,6 +69,7 @@ class TRLReward:
         self._stack = AsyncExitStack()
         self._env: Callable[[ProfileSchema], RewardEnv] | None = None
         self._cache: OrderedDict[Key, Reward] = OrderedDict()
+        self._in_batch = False
         self._lock = anyio.Lock()
         self._batch: Sequence[Any] | None = None
         self._batch_rewards: list[Reward] = []
@@ -141,6 +142,8 @@ class TRLReward:
             left = [place for place, reward in enumerate(found) if reward is None or _may_pass(reward)]
             if not left:
                 break
+            if self._in_batch:
+                left = list(range(len(found)))  # the others of the batch are part of each reward
             if attempt:
                 await anyio.sleep(self._pause * 2 ** (attempt - 1))
             for place, reward in zip(
@@ -157,14 +160,15 @@ class TRLReward:
     async def _ask(self, keys: Sequence[Key]) -> list[Reward]:
         """A batch for each schema; its rewards in the order of the keys."""
         env = await self._envs()
+        self._in_batch = any(env(self._rows[one].schema).in_batch for one, _ in keys[:1])
         found: list[Reward | None] = [None] * len(keys)
         for schema in dict.fromkeys(self._rows[one].schema for one, _ in keys):
             places = [place for place, (one, _) in enumerate(keys) if self._rows[one].schema == schema]
-            for place, reward in zip(places, await self._in_batch(env(schema), [keys[i] for i in places]), strict=True):
+            for place, reward in zip(places, await self._scored(env(schema), [keys[i] for i in places]), strict=True):
                 found[place] = reward
         return [reward for reward in found if reward is not None]
 
-    async def _in_batch(self, env: RewardEnv, keys: Sequence[Key]) -> list[Reward]:
+    async def _scored(self, env: RewardEnv, keys: Sequence[Key]) -> list[Reward]:
         """Equal completions of one row are scored once, now and later; where a term looks at the batch, never."""
         if env.in_batch:
             return await self._score_many(env, keys)
