@@ -508,6 +508,8 @@ def test_length_term_needs_room() -> None:
 
 
 STATED = [
+    "gave 2 ratings, 4.5 on average, and no more",
+    "says: rated 4.0 on average by 2 of its users",
     "rates it a 4",
     "rating: 4",
     "Rating=4",

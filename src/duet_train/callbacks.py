@@ -32,7 +32,8 @@ def read_lines(path: Path) -> list[Line]:
         path: Need not be there.
     """
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    # Not splitlines: a completion may hold any other character that ends a line.
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             lines.append(json.loads(text))
         except ValueError:

@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     made = paired(groups, settings.pairs, settings.margin)
     rows = training_rows(data, settings, seed=training_args.seed)
     found = with_rows(made.pairs, rows, settings.groups)
-    say(f"check: {len(made.pairs)} pairs: {fates(made, len(groups))}")
+    if training_args.process_index == 0:
+        say(f"check: {len(made.pairs)} pairs: {fates(made, len(groups))}")
     train(settings, data, found, training_args, model_args)
     return 0
 
@@ -126,7 +127,8 @@ def train(
         peft_config=peft_config,
     )
     folder = train_and_save(trainer, card)
-    say(f"finished: {folder}; serve it: python -m duet_train host, and compare it by evaluate --methods duet@NAME")
+    if training_args.process_index == 0:
+        say(f"finished: {folder}; serve it: python -m duet_train host, and compare it by evaluate --methods duet@NAME")
 
 
 def tokens(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Group:
     item: str
     gold: float
     scale: RatingScale
-    samples: tuple[Sample, ...] = attrs.field(converter=tuple)
+    samples: tuple[Sample, ...]
 
 
 def append_group(path: Path, group: Group) -> None:
@@ -152,14 +152,15 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ConfigurationError: It cannot be read, or a line is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # Not splitlines: JSON may hold U+2028, which that takes for the end of a line.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"{path}: cannot be read ({type(exc).__name__})") from exc
     for number, line in enumerate(lines, 1):
         try:
             value = json.loads(line) if line.strip() else None
         except ValueError as exc:
-            if number == len(lines) and not line.endswith("\n"):
+            if number == len(lines):
                 return
             raise ConfigurationError(f"{path}:{number}: not JSON: {exc}") from None
         if value is not None and not isinstance(value, dict):
@@ -199,7 +200,7 @@ def _group(fields: Mapping[str, Any], where: str) -> Group:
         item=required(fields, "item", str, where),
         gold=required(fields, "gold", (int, float), where),
         scale=RatingScale(low, high),
-        samples=[_sample(one, where) for one in samples],
+        samples=tuple(_sample(one, where) for one in samples),
     )
 
 
@@ -217,12 +218,3 @@ def _sample(fields: Any, where: str) -> Sample:
         terms=fields.get("terms") or {},
         **{name: fields.get(name) for name in _OPTIONAL},
     )
-
-
-def examples_of(groups: Sequence[Group]) -> list[int]:
-    """The ids of the rows, in the order of the file.
-
-    Args:
-        groups: As they were read.
-    """
-    return [group.example for group in groups]

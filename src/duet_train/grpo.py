@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -215,6 +216,7 @@ def save(trainer: Any, folder: Path) -> None:
     trainer.save_model(str(folder))
     if trainer.args.process_index == 0:
         (folder / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(folder / "ref", ignore_errors=True)  # TRL's copy of the adapter that was gone on from
 
 
 def _now() -> str:

@@ -12,6 +12,7 @@ from duet import (
     ConfigurationError,
     Embedder,
     Endpoint,
+    JointProfiler,
     JointPrompt,
     Ledger,
     Message,
@@ -23,6 +24,8 @@ from duet_train.baselines import (
     PALR,
     HistoryOnly,
     LettinGo,
+    NamedProfiler,
+    OneSidePrompt,
     Profiler,
     Reason4Rec,
     RLMRec,
@@ -102,7 +105,9 @@ LADDER = (
 # These write the user's text with the target item in sight: it may name the item that a table asks for.
 PAIRED = frozenset({"duet", "duet-user-alone", "duet-without-cue", "duet-without-constructed-prompt"})
 PROMPTED: dict[str, Any] = {"kar": KAR, "rlmrec": RLMRec, "palr": PALR, "lettingo": LettinGo, "reason4rec": Reason4Rec}
-METHODS = ("10h", "template", *PROMPTED, *LADDER)
+# LettinGo's profile of the user, asked for as `explore`, `sft` and `dpo` ask for it under its configuration.
+POLICY = "lettingo-policy"
+METHODS = ("10h", "template", *PROMPTED, POLICY, *LADDER)
 
 
 def build(name: str, tools: Tools) -> Profiler:
@@ -133,8 +138,19 @@ def build(name: str, tools: Tools) -> Profiler:
         return TemplateProfiler(**limits)
     endpoint = tools.endpoint(model or None)
     shared: dict[str, Any] = {"sampling": tools.sampling, "ledger": tools.ledger, "constrained": tools.constrained}
+    if method == POLICY:
+        return NamedProfiler(
+            "LettinGo, as it is trained", JointProfiler(endpoint, prompt=_user_alone(prompt), **shared)
+        )
     if method in PROMPTED:
         own = {"domain": tools.domain, "review_chars": prompt.review_chars}
         profiler: Profiler = PROMPTED[method](endpoint, **shared, **limits, **own)
         return profiler
     return dict(zip(LADDER, duet_ladder(endpoint, prompt=prompt, **shared), strict=True))[method][1]
+
+
+def _user_alone(prompt: JointPrompt) -> OneSidePrompt:
+    """The user's profile and nothing else, from the user's data alone."""
+    fields = {field.name: getattr(prompt, field.name) for field in attrs.fields(JointPrompt)}
+    schema = attrs.evolve(prompt.schema, sides=("user",), sections=("profile",))
+    return OneSidePrompt(**fields | {"schema": schema})

