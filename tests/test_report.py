@@ -27,9 +27,9 @@ from duet import ConfigurationError
 from duet.testing import FakeServer, completion_text
 from duet_train.__main__ import main
 from duet_train.report import report
-from duet_train.report_markup import tag, visible
-from duet_train.report_page import page
-from duet_train.report_reading import FILES, TEXTS_KEPT, read_run
+from duet_train.reporting.markup import tag, visible
+from duet_train.reporting.page import page
+from duet_train.reporting.reading import FILES, TEXTS_KEPT, read_run
 
 _TAGS = """
 html head meta title style body main script header p span h1 h2 h3 h4 ul li b small section a div details summary figure

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet_train.report_axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame
-from duet_train.report_bars import Bars, Stack, grouped_bars, stacked_bars
-from duet_train.report_charts import learning, others, time
-from duet_train.report_lines import Line, line_chart
-from duet_train.report_numbers import (
+from duet_train.reporting.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame
+from duet_train.reporting.bars import Bars, Stack, grouped_bars, stacked_bars
+from duet_train.reporting.charts import learning, others, time
+from duet_train.reporting.lines import Line, line_chart
+from duet_train.reporting.numbers import (
     bucket_extremes,
     bucket_means,
     cut,
@@ -30,7 +30,7 @@ from duet_train.report_numbers import (
     tick_words,
     ticks,
 )
-from duet_train.report_run import Run
+from duet_train.reporting.run import Run
 
 VALUES = st.floats(-1e6, 1e6).map(lambda value: number(value) or 0.0)
 SERIES = st.lists(VALUES, min_size=1, max_size=80).map(lambda values: [(float(x), y) for x, y in enumerate(values)])

@@ -10,11 +10,11 @@ import pytest
 from runs import Plan, write_run
 
 from duet.testing import completion_text
-from duet_train.report_findings import findings
-from duet_train.report_held_out import held_out_points
-from duet_train.report_reading import read_run
-from duet_train.report_run import Answer, Finding, Measurement, Run
-from duet_train.report_texts import rating_figures, scale_of, text_figures
+from duet_train.reporting.findings import findings
+from duet_train.reporting.held_out import held_out_points
+from duet_train.reporting.reading import read_run
+from duet_train.reporting.run import Answer, Finding, Measurement, Run
+from duet_train.reporting.texts import rating_figures, scale_of, text_figures
 
 # Held-out rows
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from runs import Plan, card, write_json, write_lines
 
-from duet_train import report_reading
-from duet_train.report_reading import read_run
-from duet_train.report_run import Answer, Run
-from duet_train.report_samples import chosen
+from duet_train.reporting.reading import read_run
+from duet_train.reporting.run import Answer, Run
+from duet_train.reporting.samples import chosen
 
 
 def run_of(folder: Path, **files: Sequence[Mapping[str, Any]]) -> Run:
@@ -93,7 +92,7 @@ def test_history_is_filled_from_completions(tmp_path: Path) -> None:
 
 def test_texts_of_many_completions_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a limit every 2nd, 4th, 8th … text is kept, over the whole run."""
-    monkeypatch.setattr(report_reading, "TEXTS_KEPT", 10)
+    monkeypatch.setattr(reading, "TEXTS_KEPT", 10)
     run = run_of(tmp_path, completions=[{"step": step, "completion": str(step)} for step in range(100)])
     assert [one.step for one in run.answers if one.text is not None] == list(range(0, 100, 16))
     assert len(run.answers) == 100

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from duet import RatingScale
 from duet.testing import completion_text
-from duet_train.report_run import Answer, Run
-from duet_train.report_shared import Shared, shared, stem, usual_stems, words_of
-from duet_train.report_texts import (
+from duet_train.reporting.run import Answer, Run
+from duet_train.reporting.shared import Shared, shared, stem, usual_stems, words_of
+from duet_train.reporting.texts import (
     distinct,
     likeness,
     profiles_of,

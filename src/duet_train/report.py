@@ -11,9 +11,9 @@ from pathlib import Path
 import anyio
 
 from duet import ConfigurationError, HTTPEmbedder, MissingExtraError
-from duet_train.report_page import page
-from duet_train.report_reading import read_run
-from duet_train.report_texts import Vectors, unit_vectors
+from duet_train.reporting.page import page
+from duet_train.reporting.reading import read_run
+from duet_train.reporting.texts import Vectors, unit_vectors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

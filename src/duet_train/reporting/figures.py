@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
-from duet_train.report_axes import key
-from duet_train.report_lines import Line, line_chart
-from duet_train.report_markup import Markup, tag
-from duet_train.report_numbers import RAW_POINTS, Point, percent, short
-from duet_train.report_run import Run
+from duet_train.reporting.axes import key
+from duet_train.reporting.lines import Line, line_chart
+from duet_train.reporting.markup import Markup, tag
+from duet_train.reporting.numbers import RAW_POINTS, Point, percent, short
+from duet_train.reporting.run import Run
 
 
 @attrs.frozen(kw_only=True)

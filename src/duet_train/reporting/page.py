@@ -10,16 +10,16 @@ from importlib.resources import files
 from typing import Any
 
 from duet import RatingScale
-from duet_train.report_charts import held_out, learning, others, time
-from duet_train.report_diagnostics import arms, diagnostics
-from duet_train.report_figures import Section
-from duet_train.report_findings import findings
-from duet_train.report_held_out import Point, held_out_points
-from duet_train.report_markup import Markup, join, tag, visible
-from duet_train.report_numbers import ends, percent, seconds, several, short, signed
-from duet_train.report_run import Finding, Run
-from duet_train.report_samples import samples_section
-from duet_train.report_texts import Vectors, rating_figures, scale_of, text_figures
+from duet_train.reporting.charts import held_out, learning, others, time
+from duet_train.reporting.diagnostics import arms, diagnostics
+from duet_train.reporting.figures import Section
+from duet_train.reporting.findings import findings
+from duet_train.reporting.held_out import Point, held_out_points
+from duet_train.reporting.markup import Markup, join, tag, visible
+from duet_train.reporting.numbers import ends, percent, seconds, several, short, signed
+from duet_train.reporting.run import Finding, Run
+from duet_train.reporting.samples import samples_section
+from duet_train.reporting.texts import Vectors, rating_figures, scale_of, text_figures
 
 _WORDS = {"bad": "Problem", "warn": "Watch", "good": "Good", "plain": "Note"}
 _LONGEST = 300  # characters of a setting
@@ -54,7 +54,7 @@ def page(run: Run, vectors: Vectors | None = None) -> str:
 
 
 def _document(title: str, body: Markup) -> str:
-    style, script = (_own(name) for name in ("report.css", "report.js"))
+    style, script = (_own(name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; "
         "form-action 'none'"
@@ -74,7 +74,7 @@ def _document(title: str, body: Markup) -> str:
 
 
 def _own(name: str) -> str:
-    return (files("duet_train") / name).read_text(encoding="utf-8")
+    return (files("duet_train.reporting") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

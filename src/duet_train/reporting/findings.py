@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from duet_train.report_charts import PHASES
-from duet_train.report_held_out import Point as HeldOut
-from duet_train.report_held_out import held_out_findings
-from duet_train.report_numbers import Ends, Point, ends, percent, seconds, several, shares, short
-from duet_train.report_run import LEVELS, Finding, Run
-from duet_train.report_texts import RatingFigures, TextFigures
+from duet_train.reporting.charts import PHASES
+from duet_train.reporting.held_out import Point as HeldOut
+from duet_train.reporting.held_out import held_out_findings
+from duet_train.reporting.numbers import Ends, Point, ends, percent, seconds, several, shares, short
+from duet_train.reporting.run import LEVELS, Finding, Run
+from duet_train.reporting.texts import RatingFigures, TextFigures
 
 if TYPE_CHECKING:
     pass

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 import attrs
 
 from duet import RatingScale
-from duet_train.report_markup import Markup, join, tag
-from duet_train.report_numbers import cut, short
-from duet_train.report_run import Answer, Run
-from duet_train.report_shared import Mark, Shared, shared, usual_stems
-from duet_train.report_texts import Sections, profiles_of, sections_of
+from duet_train.reporting.markup import Markup, join, tag
+from duet_train.reporting.numbers import cut, short
+from duet_train.reporting.run import Answer, Run
+from duet_train.reporting.shared import Mark, Shared, shared, usual_stems
+from duet_train.reporting.texts import Sections, profiles_of, sections_of
 
 EXAMPLES = 6
 STEPS = 8

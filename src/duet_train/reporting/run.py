@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from duet_train.report_numbers import Point
+from duet_train.reporting.numbers import Point
 
 
 @attrs.frozen(kw_only=True)

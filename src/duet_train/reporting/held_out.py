@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from duet_train.report_numbers import cut, ends, percent, several, short, signed
-from duet_train.report_run import Answer, Finding, Measurement, Run
+from duet_train.reporting.numbers import cut, ends, percent, several, short, signed
+from duet_train.reporting.run import Answer, Finding, Measurement, Run
 
 if TYPE_CHECKING:
     from duet_train.intervals import Interval

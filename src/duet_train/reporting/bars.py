@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from duet_train.report_axes import LEFT, RIGHT, WIDTH, Frame, Words, axes, svg, x_label, x_name, y_axis
-from duet_train.report_markup import Markup, tag
-from duet_train.report_numbers import Point, percent
+from duet_train.reporting.axes import LEFT, RIGHT, WIDTH, Frame, Words, axes, svg, x_label, x_name, y_axis
+from duet_train.reporting.markup import Markup, tag
+from duet_train.reporting.numbers import Point, percent
 
 
 @attrs.frozen(kw_only=True)

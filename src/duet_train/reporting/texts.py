@@ -24,9 +24,9 @@ from duet import (
     SectionParser,
     User,
 )
-from duet_train.report_numbers import Point, cut, number
-from duet_train.report_run import Answer, Run
-from duet_train.report_shared import content_stems
+from duet_train.reporting.numbers import Point, cut, number
+from duet_train.reporting.run import Answer, Run
+from duet_train.reporting.shared import content_stems
 
 BINS = 24
 """Most stretches of steps that texts are compared in."""

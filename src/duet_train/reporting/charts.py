@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from duet_train.report_axes import key
-from duet_train.report_bars import Stack, stacked_bars
-from duet_train.report_figures import Section, figure, series_chart, step_range
-from duet_train.report_held_out import Point as HeldOut
-from duet_train.report_lines import Line, Span
-from duet_train.report_markup import Markup
-from duet_train.report_numbers import Point, cut, seconds, short, smooth
-from duet_train.report_run import Run
+from duet_train.reporting.axes import key
+from duet_train.reporting.bars import Stack, stacked_bars
+from duet_train.reporting.figures import Section, figure, series_chart, step_range
+from duet_train.reporting.held_out import Point as HeldOut
+from duet_train.reporting.lines import Line, Span
+from duet_train.reporting.markup import Markup
+from duet_train.reporting.numbers import Point, cut, seconds, short, smooth
+from duet_train.reporting.run import Run
 
 PHASES = ("rollout", "reward", "update")
 OTHERS = 24

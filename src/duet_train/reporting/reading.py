@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import attrs
 
 from duet import ConfigurationError
-from duet_train.report_numbers import number
-from duet_train.report_run import Answer, Measurement, Run
+from duet_train.reporting.numbers import number
+from duet_train.reporting.run import Answer, Measurement, Run
 
 FILES = ("card.json", "history.jsonl", "completions.jsonl", "held_out.jsonl", "samples.jsonl", "groups.jsonl")
 """What a run directory may hold; one of them makes it one."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from duet_train.report_axes import key
-from duet_train.report_bars import Bars, grouped_bars
-from duet_train.report_figures import Section, figure, series_chart
-from duet_train.report_lines import Line
-from duet_train.report_markup import Markup, tag
-from duet_train.report_numbers import percent, shares, short
-from duet_train.report_run import Answer, Run
-from duet_train.report_texts import RatingFigures, TextFigures
+from duet_train.reporting.axes import key
+from duet_train.reporting.bars import Bars, grouped_bars
+from duet_train.reporting.figures import Section, figure, series_chart
+from duet_train.reporting.lines import Line
+from duet_train.reporting.markup import Markup, tag
+from duet_train.reporting.numbers import percent, shares, short
+from duet_train.reporting.run import Answer, Run
+from duet_train.reporting.texts import RatingFigures, TextFigures
 
 
 def diagnostics(run: Run, texts: TextFigures, ratings: RatingFigures | None) -> Section:

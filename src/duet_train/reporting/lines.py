@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
-from duet_train.report_axes import LEFT, RIGHT, WIDTH, Frame, Words, axes, svg
-from duet_train.report_markup import Markup, tag
-from duet_train.report_numbers import RAW_POINTS, Point, bucket_extremes, nice_range, short, smooth
+from duet_train.reporting.axes import LEFT, RIGHT, WIDTH, Frame, Words, axes, svg
+from duet_train.reporting.markup import Markup, tag
+from duet_train.reporting.numbers import RAW_POINTS, Point, bucket_extremes, nice_range, short, smooth
 
 Span = tuple[float, float, float]
 """A step, and the lower and upper end of a range there."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
-from duet_train.report_markup import Markup, join, tag
-from duet_train.report_numbers import Point, percent, short, tick_words, ticks
+from duet_train.reporting.markup import Markup, join, tag
+from duet_train.reporting.numbers import Point, percent, short, tick_words, ticks
 
 WIDTH, HEIGHT = 400.0, 214.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 38.0
