@@ -217,7 +217,7 @@ def test_all_elements_are_closed(learned_page: str) -> None:
 
 def test_every_class_has_a_rule(learned_page: str, collapsed: Path) -> None:
     """The style sheet knows every class of the pages, and its braces match."""
-    style = (files("duet_train") / "report.css").read_text(encoding="utf-8")
+    style = (files("duet_train.reporting") / "page.css").read_text(encoding="utf-8")
     rules = set(re.findall(r"\.([a-z][\w-]*)", re.sub(r"\{[^{}]*\}", "{}", style)))
     classes = [value for page in (learned_page, page_of(collapsed)) for value in Elements(page).values("class")]
     used = {name for value in classes for name in value.split()}
@@ -227,7 +227,7 @@ def test_every_class_has_a_rule(learned_page: str, collapsed: Path) -> None:
 
 def test_both_colour_schemes_know_the_same_colours() -> None:
     """The dark scheme gives every colour of a line or a word a value of its own."""
-    style = (files("duet_train") / "report.css").read_text(encoding="utf-8")
+    style = (files("duet_train.reporting") / "page.css").read_text(encoding="utf-8")
     light, dark = (set(re.findall(r"--([a-z]+\d?):", part)) for part in style.split("prefers-color-scheme: dark")[:2])
     assert {"bg", "card", "ink", "soft", "line", "grid", "c0", "c5", "bad", "warn", "good", "plain"} <= dark
     assert dark <= light
@@ -391,7 +391,7 @@ def test_hostile_text_makes_no_element(hostile_page: str) -> None:
     found = Elements(hostile_page)
     assert {name for name, _ in found.found} <= TAGS
     assert {name for _, attributes in found.found for name in attributes} <= ATTRIBUTES
-    assert found.within("script") == (files("duet_train") / "report.js").read_text(encoding="utf-8")
+    assert found.within("script") == (files("duet_train.reporting") / "page.js").read_text(encoding="utf-8")
     assert found.open == []
     assert "alert(1)" in words_of(hostile_page)
 

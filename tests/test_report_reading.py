@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from runs import Plan, card, write_json, write_lines
 
+from duet_train.reporting import reading
 from duet_train.reporting.reading import read_run
 from duet_train.reporting.run import Answer, Run
 from duet_train.reporting.samples import chosen
