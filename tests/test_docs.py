@@ -190,7 +190,9 @@ def _own_keys(verb: str) -> dict[str, object]:
     (kind,) = {
         value
         for value in vars(importlib.import_module(f"duet_train.{verb}")).values()
-        if isinstance(value, type) and issubclass(value, Settings) and {f.name for f in fields(value)} == options - {"config"}
+        if isinstance(value, type)
+        and issubclass(value, Settings)
+        and {f.name for f in fields(value)} == options - {"config"}
     }
     shared = {field.name for field in fields(Settings)}
     return {field.name: field.default for field in fields(kind) if field.name not in shared}

@@ -248,6 +248,20 @@ def test_any_file_may_be_served(tmp_path: Path) -> None:
 
 
 @needs_engine
+def test_name_port_and_key_are_as_wanted() -> None:
+    """A name, a port and an empty key are taken as they are given; `running` turns False at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with local.start(context=256, name="policy-v1", port=port, api_key="") as engine:
+        answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"origin": "http://elsewhere.example"})
+        assert (answer.json()["data"][0]["id"], engine.model, engine.running) == ("policy-v1", "policy-v1", True)
+    # No page in a browser may read the answers of a server without a key.
+    assert answer.headers["access-control-allow-origin"] == ""
+    assert not engine.running
+
+
+@needs_engine
 def test_engine_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Starting, serving, refusing and closing leave stdout and stderr untouched."""
 
@@ -368,6 +382,21 @@ def test_file_that_cannot_be_served_is_named(tmp_path: Path, make: Callable[[Pat
     with pytest.raises(ConfigurationError) as caught:
         local.start(path)
     assert str(path) in str(caught.value)
+
+
+@needs_engine
+def test_adapter_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """An adapter's file is checked as the weights' is."""
+    path = _not_gguf(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{path} is not a GGUF file"):
+        local.start(adapter=path)
+
+
+@needs_engine
+def test_port_in_use_is_refused(running: local.LocalEngine) -> None:
+    """A second engine at the same port does not start."""
+    with pytest.raises(ConfigurationError, match="cannot serve"):
+        local.start(context=256, port=address(running)[1])
 
 
 @pytest.mark.parametrize("setting", ["parallel", "context", "threads"])

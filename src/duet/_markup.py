@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 
-_KINDS = {
-    "a link": re.compile(
+_KINDS = {  # compiled with the first use, which takes 4 ms
+    "a link": (
         r"\b(?:https?|ftp|file|wss?)\s*:\s*//|\bwww\.\w|\b(?:mailto|javascript|vbscript|data)\s*:\s*[\w/+.@%-]*[,;@(/]"
         r"|\]\s*\([^)\n]*\)|^\s{0,3}\[[^\]\n]+\]:\s*\S",
         re.I | re.M,
     ),
-    "HTML": re.compile(r"<[/!?]?[a-z][^<>]*>|<!--|&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]{1,30});", re.I),
-    "markdown": re.compile(
-        r"^\s{0,3}(?:#{1,6}\s|>\s|```|~~~)|!\[|`[^`\n]+`|\*\*[^\s*][^*\n]*\*\*|__[^\s_][^_\n]*__|^\s*\|.*\|\s*$", re.M
+    "HTML": (r"<[/!?]?[a-z][^<>]*>|<!--|&(?:#\d+|#x[\da-f]+|[a-z][a-z\d]{1,30});", re.I),
+    "markdown": (
+        r"^\s{0,3}(?:#{1,6}\s|>\s|```|~~~)|!\[|`[^`\n]+`|\*\*[^\s*][^*\n]*\*\*|__[^\s_][^_\n]*__|^\s*\|.*\|\s*$",
+        re.M,
     ),
 }
 
@@ -22,4 +23,4 @@ def markup_in(text: str) -> str | None:
 
     A pattern cannot read: what looks like markup and is none is refused too.
     """
-    return next((kind for kind, pattern in _KINDS.items() if pattern.search(text)), None)
+    return next((kind for kind, (pattern, flags) in _KINDS.items() if re.search(pattern, text, flags)), None)

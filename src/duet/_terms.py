@@ -231,7 +231,9 @@ class LengthReward:
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _N = rf"(?P<n>(?<![\d.,$€£])\d{{1,3}}(?:[.,]\d{{1,2}})?|\b(?:{'|'.join(_WORDS)}))"
-_CLAUSE_END = r"(?=\s*(?:[,;:!?)]|\.(?!\d)|$|\bstars?\b|\b(?:out\s+)?of\s+\d|\b(?:or|and|to|at|on\s+average|overall)\b))"
+_CLAUSE_END = (
+    r"(?=\s*(?:[,;:!?)]|\.(?!\d)|$|\bstars?\b|\b(?:out\s+)?of\s+\d|\b(?:or|and|to|at|on\s+average|overall)\b))"
+)
 _STATED = [
     re.compile(pattern, re.I)
     for pattern in (

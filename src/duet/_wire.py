@@ -16,6 +16,7 @@ import attrs
 
 from duet._errors import ConfigurationError
 
+KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
 _SECRET = re.compile("key|token|auth|secret|cookie", re.I)

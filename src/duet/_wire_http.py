@@ -1,4 +1,4 @@
-"""The wire of `HTTPEndpoint`: aiohttp on asyncio, the transport of httpx on trio."""
+"""The wire of `HTTPEndpoint`: a transport of our own on asyncio, that of httpx on trio."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from duet._wire import (
+    KEEPALIVE_SECONDS,
     Answer,
     Chunks,
     check_headers,
@@ -19,11 +20,9 @@ from duet._wire import (
     secrets_of,
 )
 
-KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
-
 
 class HTTPWire:
-    """aiohttp on asyncio, the transport of httpx on trio.
+    """A transport of our own on asyncio, that of httpx on trio.
 
     Each event loop has a transport of its own, closed with the loop at the latest. Nothing above a transport is used:
     cookies, redirects, proxies and auth flows cost time in each call and are not wanted here.
@@ -41,14 +40,7 @@ class HTTPWire:
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         opened = self._opened.get(loop := _running_loop()) or await self._open(loop)
-        content = None if body is None else encode(body)
-        headers = self._headers if body is None else self._headers | {"content-type": "application/json"}
-        try:
-            return await opened.transport.send(f"{self.address}/{path}", content, headers, connect)
-        except Exception as exc:
-            if not is_wire_failure(exc):
-                raise
-            raise failure_of(exc) from exc
+        return await opened.transport.send(path, None if body is None else encode(body), connect)
 
     async def aclose(self) -> None:
         opened = self._opened.pop(_running_loop(), None)
@@ -57,9 +49,8 @@ class HTTPWire:
 
     async def _open(self, loop: object) -> _Opened:
         # A context that loads certificates costs 20 ms; plain http has no use for one.
-        context = _ssl_context(self._verify) if self.address.startswith("https:") else False
-        kind = _AiohttpTransport if isinstance(loop, asyncio.AbstractEventLoop) else _HttpxTransport
-        opened = self._opened[loop] = _Opened(kind(context))
+        context = _ssl_context(self._verify) if self.address.startswith("https:") else None
+        opened = self._opened[loop] = _Opened(_new_transport(loop, self.address, self._headers, context))
         await anext(opened.closer)
         return opened
 
@@ -67,8 +58,8 @@ class HTTPWire:
 class _Transport(Protocol):
     """What makes connections, keeps them and closes them."""
 
-    async def send(self, url: str, content: bytes | None, headers: Mapping[str, str], connect: float | None) -> Answer:
-        """POST the content, or GET where it is None."""
+    async def send(self, path: str, content: bytes | None, connect: float | None) -> Answer:
+        """POST the content as JSON, or GET where it is None; raise WireFailure where no answer comes."""
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -104,58 +95,45 @@ def _ssl_context(verify: Any) -> Any:
     return httpx.create_ssl_context(verify=verify)
 
 
-class _AiohttpTransport:
-    def __init__(self, ssl_context: Any) -> None:
-        import aiohttp  # 100 ms
+def _new_transport(loop: object, address: str, headers: Mapping[str, str], ssl_context: Any) -> _Transport:
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        return _HttpxTransport(address, headers, ssl_context)
+    from duet._wire_asyncio import AsyncioTransport  # its parser is of no use on trio
 
-        # limit=0: how many requests are in flight is the caller's `concurrency`, not a pool's silent 100.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=ssl_context)
-        jar = aiohttp.DummyCookieJar()
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, auto_decompress=False)
-        self._timeout = aiohttp.ClientTimeout
-
-    async def send(self, url: str, content: bytes | None, headers: Mapping[str, str], connect: float | None) -> Answer:
-        response = await self._session.request(
-            "GET" if content is None else "POST",
-            url,
-            data=content,
-            headers=headers,
-            allow_redirects=False,
-            timeout=self._timeout(sock_connect=connect),
-        )
-
-        body = response.content
-
-        def arrived() -> bytes | None:
-            data = body.read_nowait()
-            return None if not data and body.at_eof() else data
-
-        async def close() -> None:
-            response.close()  # a body that was read to its end has given its connection back already
-
-        chunks = Chunks(body.iter_any(), response.headers.get("content-encoding", ""), arrived)
-        return Answer(response.status, response.headers, chunks, close)
-
-    async def aclose(self) -> None:
-        await self._session.close()
+    return AsyncioTransport(address, headers, ssl_context)
 
 
 class _HttpxTransport:
-    def __init__(self, ssl_context: Any) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str], ssl_context: Any) -> None:
         import httpx  # 40 ms
 
         limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
-        self._transport = httpx.AsyncHTTPTransport(verify=ssl_context, limits=limits)
+        self._transport = httpx.AsyncHTTPTransport(verify=ssl_context or False, limits=limits)
         self._request = httpx.Request
+        self._address = address
+        self._headers = headers
 
-    async def send(self, url: str, content: bytes | None, headers: Mapping[str, str], connect: float | None) -> Answer:
-        method = "GET" if content is None else "POST"
-        timeout = {"timeout": {"connect": connect}}
-        request = self._request(method, url, headers=headers, content=content, extensions=timeout)
-        response = await self._transport.handle_async_request(request)
-        stream: Any = response.stream
-        chunks = Chunks(stream, response.headers.get("content-encoding", ""))
+    async def send(self, path: str, content: bytes | None, connect: float | None) -> Answer:
+        response = await self._answered(self._new_request(path, content, connect))
+        chunks = Chunks(response.stream, response.headers.get("content-encoding", ""))
         return Answer(response.status_code, response.headers, chunks, closing(chunks, response.aclose))
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+    def _new_request(self, path: str, content: bytes | None, connect: float | None) -> Any:
+        return self._request(
+            "GET" if content is None else "POST",
+            f"{self._address}/{path}",
+            headers={**self._headers} if content is None else {**self._headers, "content-type": "application/json"},
+            content=content,
+            extensions={"timeout": {"connect": connect}},
+        )
+
+    async def _answered(self, request: Any) -> Any:
+        try:
+            return await self._transport.handle_async_request(request)
+        except Exception as exc:
+            if not is_wire_failure(exc):
+                raise
+            raise failure_of(exc) from exc

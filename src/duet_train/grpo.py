@@ -155,6 +155,10 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     try:
         checkpoint = last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except BaseException:
+        if main:
+            card.update(status="aborted")
+        raise
     finally:
         asyncio.run_coroutine_threadsafe(reward.aclose(), trainer.async_loop).result()
     save(trainer, folder / ("adapter" if model_args.use_peft else "model"))

@@ -33,15 +33,12 @@ def check_model(model_args: Any) -> None:
         model_args: TRL's ModelConfig.
 
     Raises:
-        ConfigurationError: No model is named, code from the model's repository is asked for, or a folder holds no
-            safetensors.
+        ConfigurationError: No model is named, or a folder holds no safetensors.
         MissingExtraError: The packaged model is not installed.
     """
     name = model_args.model_name_or_path
     if not name:
         raise ConfigurationError("model_name_or_path must name the policy: a folder, a hub's name, or packaged")
-    if getattr(model_args, "trust_remote_code", False):
-        raise ConfigurationError("trust_remote_code: true is not supported: no code is loaded with weights")
     if name == PACKAGED:
         packaged_file()
     folder = Path(name)

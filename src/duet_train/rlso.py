@@ -8,18 +8,19 @@ half, as the paper's ablations do.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from duet import CatalogueReward, ConfigurationError, RewardEnv
+from duet import ConfigurationError
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import columns
+from duet_train.recommenders import check_recommender, open_envs
 from duet_train.settings import Settings, add_training_arguments, option, read, require_training, trl_arguments
 
 
@@ -27,45 +28,47 @@ from duet_train.settings import Settings, add_training_arguments, option, read, 
 class RLSOSettings(Settings):
     """What rlso needs to know beside the keys of every training run; defaults are LangPTune's with Gemma-2B."""
 
-    sides: str = option("user", "sides a completion writes; rlso knows the user's alone")
-    sections: str = option("profile", "sections of the user's side, in order")
+    sides: str = option("user", "the side that a completion writes")
+    sections: str = option("profile", "sections of that side, in order")
+    independent: bool = option(True, "the item is not in sight, as it is what should be found")
     history_limit: int = option(4, "most rows of the user in a prompt")
-    rewards: str = option("catalogue", "terms with weights; rlso knows catalogue alone")
+    rewards: str = option("catalogue", "terms with weights, as in catalogue=1,length=0.1")
+    format_penalty: float = option(0.0, "the reward of a completion that is no profile")
     embedder: str = option("minilm", "minilm, a folder with weights in safetensors, or a hub's name")
+    embedder_learning_rate: float = option(1e-7, "of the embedder")
+    embedder_pooling: str = option(
+        "", "how tokens become a vector: mean, cls, lasttoken; default: as the embedder says"
+    )
+    embedder_max_tokens: int | None = option(None, "the embedder cuts longer texts; default: its own limit")
     iterations: int = option(5, "K: how often both phases are done")
     contrastive_updates: int = option(800, "J: updates of the embedder in an iteration; 0 leaves it as it is")
     policy_updates: int = option(200, "T: updates of the policy in an iteration; 0 leaves it as it is")
     eta: float = option(1.0, "of REBEL: how far log-ratios follow rewards")
-    format_penalty: float = option(0.0, "reward of a completion that is no profile")
     contrastive_batch_size: int = option(128, "profiles in an update of the embedder, each other's negatives")
-    contrastive_learning_rate: float = option(1e-7, "of the embedder")
-    contrastive_temperature: float = option(0.1, "of InfoNCE")
-    both_directions: bool = option(False, "items find their profiles too, half of InfoNCE")
-    pooling: str = option("", "how tokens become a vector: mean, cls or lasttoken; default: as the embedder says")
-    embedder_max_tokens: int | None = option(None, "the embedder cuts longer texts; default: its own limit")
+    both_directions: bool = option(False, "items find their profiles too: half of the contrastive loss")
     sampling_batch_size: int = option(32, "profiles written at once for the embedder")
     unfrozen_layers: int = option(0, "without LoRA: train the last so many layers alone; 0 trains all")
 
     def check(self) -> None:
-        """What can be known to be wrong without reading data or loading a model."""
+        """What can be known to be wrong without reading data or loading a model.
+
+        Raises:
+            ConfigurationError: Names the key.
+        """
         super().check()
-        if self.schema.sides != ("user",) or "profile" not in self.schema.sections:
-            raise ConfigurationError("rlso writes of users for the whole catalogue: sides: user, sections with profile")
-        if self.independent or self.terms.keys() != {"catalogue"} or self.rollouts == "server":
-            raise ConfigurationError(
-                "rlso takes rewards: catalogue, independent: false, rollouts: shared_prefix or trl"
-            )
-        for name in ("iterations", "contrastive_batch_size", "sampling_batch_size"):
-            if getattr(self, name) < 1 + (name == "contrastive_batch_size"):
-                raise ConfigurationError(f"{name} is too small: {getattr(self, name)}")
+        if self.schema.sides != ("user",) or "profile" not in self.schema.sections or not self.independent:
+            raise ConfigurationError("rlso needs sides: user, sections with profile, and independent: true")
+        if self.rollouts == "server":
+            raise ConfigurationError("rollouts must be shared_prefix or trl: rlso samples in its own process")
+        for name, least in (("iterations", 1), ("sampling_batch_size", 1), ("contrastive_batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if min(self.contrastive_updates, self.policy_updates) < 0 or not self.updates:
             raise ConfigurationError("contrastive_updates and policy_updates must not be negative, nor both 0")
-        if self.pooling not in ("", "mean", "cls", "lasttoken"):
-            raise ConfigurationError(f"pooling must be mean, cls or lasttoken, got {self.pooling!r}")
-        if self.embedder.startswith(("http://", "https://")):
-            raise ConfigurationError(
-                "embedder: rlso trains it, so it must be in this process: minilm, a folder, a name"
-            )
+        if self.embedder_pooling not in ("", "mean", "cls", "lasttoken"):
+            raise ConfigurationError(f"embedder_pooling must be mean, cls or lasttoken, got {self.embedder_pooling!r}")
+        if self.embedder == "trainable" or self.embedder.startswith(("http://", "https://")):
+            raise ConfigurationError("embedder must be minilm, a folder or a hub's name: rlso trains it in its process")
 
     @property
     def updates(self) -> int:
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     settings, keys, argv = read(args, RLSOSettings)
     if not settings.data:
         raise ConfigurationError("data must name the directory that prepare wrote")
+    check_recommender(settings)
     data = Prepared.open(settings.data)
     require_training()
     training_args, model_args = arguments(settings, keys, argv)
@@ -122,6 +126,8 @@ def arguments(settings: RLSOSettings, keys: dict[str, Any], argv: Sequence[str])
     training_args, model_args = trl_arguments(keys, argv, (GRPOConfig, ModelConfig), **defaults)
     if training_args.output_dir in (None, "trainer_output"):
         raise ConfigurationError("output_dir must name the run directory")
+    if settings.unfrozen_layers and (model_args.use_peft or settings.adapter):
+        raise ConfigurationError("unfrozen_layers is for use_peft: false without an adapter: LoRA trains none of them")
     if training_args.save_strategy != "no":
         raise ConfigurationError("save_strategy must be no: rlso writes a checkpoint after each phase")
     check_model(model_args)
@@ -149,54 +155,44 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     """
     from transformers import set_seed
 
+    from duet_train import rlso_phases as phases
     from duet_train.callbacks import CompleteCheckpoints, HeldOut, last_checkpoint, read_lines
-    from duet_train.card import start_card, write_adapter_card
-    from duet_train.embedding import TrainableEmbedder
+    from duet_train.card import start_card, unsupported, write_adapter_card
     from duet_train.grpo import save
     from duet_train.models import load_policy, load_tokenizer
     from duet_train.preflight import Preflight
     from duet_train.rebel import rebel_trainer, train_until
     from duet_train.rewards import TRLReward
-    from duet_train.rlso_phases import (
-        PhaseHistory,
-        catalogue,
-        check_same_run,
-        contrast,
-        last_embedder,
-        next_item_rows,
-        phase_seed,
-        save_embedder,
-        unfreeze,
-    )
     from duet_train.rollouts import SharedPrefixRollout
 
     folder, seed = Path(training_args.output_dir), training_args.seed
-    check_same_run(folder, settings, training_args)
+    phases.check_same_run(folder, settings, training_args)
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
-    rows = next_item_rows(data, settings, settings.split, settings.rows, tokenizer, training_args)
-    held_out = next_item_rows(data, settings, "validation", settings.held_out, tokenizer, training_args)
+    rows = phases.next_item_rows(data, settings, settings.split, settings.rows, tokenizer, training_args)
+    other = "test" if settings.split == "validation" else "validation"
+    held_out = phases.next_item_rows(data, settings, other, settings.held_out, tokenizer, training_args)
     if not rows:
         raise ConfigurationError(f"{settings.data}: no row of {settings.split} has a new item and a prompt that fits")
     card = start_card(folder, "rlso", data, len(rows), settings, training_args, model_args)
-    embedder = TrainableEmbedder(
-        settings.embedder,
-        pooling=settings.pooling or None,  # type: ignore[arg-type]
-        max_tokens=settings.embedder_max_tokens,
-        learning_rate=settings.contrastive_learning_rate,
-        temperature=settings.contrastive_temperature,
-        both_directions=settings.both_directions,
-    )
-    term = CatalogueReward(embedder, catalogue(data), frozen=True, weight=settings.terms["catalogue"])
-    penalty = settings.format_penalty
+    for sentence in unsupported():
+        _say(f"check: {sentence}")
+    embedder = _embedder(settings)
 
     def envs() -> Any:
-        return nullcontext(lambda schema: RewardEnv([term], schema=schema, format_penalty=penalty))
+        return open_envs(settings, data, embedder=embedder)
 
     def fresh_reward() -> TRLReward:
-        # Rewards of an earlier phase are of an earlier embedder, so none may be kept.
-        return TRLReward(envs, {row.id: row for row in rows}, max_failed_share=settings.max_failed_share)
+        # It keeps what it scored, which holds for the embedder of one phase.
+        return TRLReward(
+            envs,
+            {row.id: row for row in rows},
+            attempts=settings.reward_attempts,
+            max_failed_share=settings.max_failed_share,
+        )
 
-    history = PhaseHistory(folder, card.values["attempt"], settings.contrastive_updates, settings.policy_updates)
+    rollout = None if settings.rollouts == "trl" else SharedPrefixRollout()
+    counts = settings.contrastive_updates, settings.policy_updates
+    history = phases.PhaseHistory(folder, card.values["attempt"], *counts, rollout=rollout)
     measured = HeldOut(
         folder,
         card.values["attempt"],
@@ -214,8 +210,7 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
             measured.measure(SimpleNamespace(global_step=step, is_world_process_zero=True))
 
     model, peft_config = load_policy(model_args, training_args, settings.adapter)
-    if peft_config is None and not settings.adapter:
-        unfreeze(model, settings.unfrozen_layers)
+    phases.unfreeze(model, settings.unfrozen_layers)
     trainer = rebel_trainer(
         eta=settings.eta,
         model=model,
@@ -225,17 +220,18 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
         processing_class=tokenizer,
         callbacks=[history, CompleteCheckpoints()],
         peft_config=peft_config,
-        rollout_func=None if settings.rollouts == "trl" else SharedPrefixRollout(),
+        rollout_func=rollout,
     )
     measured.trainer = trainer
 
-    contrasted, checkpoint = last_embedder(folder), last_checkpoint(folder)
+    contrasted, checkpoint = phases.last_embedder(folder), last_checkpoint(folder)
     if contrasted:
         embedder.load(folder / f"embedder-{contrasted}")
     if checkpoint:
         trainer._load_from_checkpoint(str(checkpoint))
-    elif not contrasted and settings.preflight != "off":
-        check = Preflight(rows, envs, stop=settings.preflight == "stop")
+    elif settings.policy_updates and not contrasted and settings.preflight != "off":
+        # Two completions are often alike, so it takes more groups than elsewhere to tell that all are.
+        check = Preflight(rows, envs, stop=settings.preflight == "stop", groups=16)
         check.trainer = trainer
         check.on_train_begin(training_args, trainer.state, trainer.control)
     learned = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -244,9 +240,9 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     for iteration in range(settings.iterations):
         step = iteration * settings.updates
         if settings.contrastive_updates and contrasted <= iteration:
-            set_seed(phase_seed(seed, iteration))
-            contrast(trainer, tokenizer, embedder, rows, settings, history, step=step, seed=seed + iteration)
-            save_embedder(embedder, folder, iteration + 1)
+            set_seed(phases.phase_seed(seed, iteration))
+            phases.contrast(trainer, tokenizer, embedder, rows, settings, history, step=step, seed=seed + iteration)
+            phases.save_embedder(embedder, folder, iteration + 1)
             measure(step + settings.contrastive_updates)
         if learned < (until := (iteration + 1) * settings.policy_updates):
             reward = fresh_reward()
@@ -254,7 +250,10 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
             trainer.reward_funcs = [reward.reward]
             if checkpoint is None:
                 set_seed(seed)
-            train_until(trainer, until, checkpoint)
+            try:
+                train_until(trainer, until, checkpoint)
+            finally:
+                asyncio.run_coroutine_threadsafe(reward.aclose(), trainer.async_loop).result()
             checkpoint = last_checkpoint(folder)
             measure(step + settings.updates)
 
@@ -265,4 +264,21 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
         save(trainer, place)
         write_adapter_card(place, card)
     card.update(status="finished", finished=datetime.now(UTC).isoformat(timespec="seconds"))
-    print(f"finished: {folder}; a page of it: python -m duet_train report {folder}", file=sys.stderr, flush=True)
+    _say(f"finished: {folder}; a page of it: python -m duet_train report {folder}")
+
+
+def _embedder(settings: RLSOSettings) -> Any:
+    from duet_train.embedding import TrainableEmbedder
+
+    return TrainableEmbedder(
+        settings.embedder,
+        pooling=settings.embedder_pooling or None,  # type: ignore[arg-type]
+        max_tokens=settings.embedder_max_tokens,
+        learning_rate=settings.embedder_learning_rate,
+        temperature=settings.contrastive_temperature,
+        both_directions=settings.both_directions,
+    )
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from duet import Completion, CompletionError, ConfigurationError, DuetError, Item, Message, parse_profile
-from duet_train.baselines import OneSidePrompt
+from duet import Completion, CompletionError, ConfigurationError, DuetError, JointPrompt, Message, parse_profile
 from duet_train.callbacks import History, append_lines
-from duet_train.data.prepared import ItemRequest, Prepared, PreparedExample
-from duet_train.dataset import Row
+from duet_train.data.prepared import Prepared, PreparedExample
+from duet_train.dataset import Row, prompts_of
 from duet_train.models import prompt_ids
 from duet_train.retrieval import item_text
 from duet_train.rollouts import SharedPrefixRollout
@@ -46,12 +45,7 @@ def next_item_rows(
         tokenizer: The policy's: a template without a system role gets both messages as one.
         training_args: TRL's, with the seed of the sample.
     """
-    prompt = OneSidePrompt(
-        schema=settings.schema,
-        history_limit=settings.history_limit,
-        review_chars=settings.review_chars,
-        scale=data.scale,
-    )
+    (prompt,) = prompts_of(settings, data.scale)
     examples = data.examples(split, sample=sample, seed=training_args.seed)  # type: ignore[arg-type]
     rows = [_row(one, prompt, tokenizer) for one in examples if _is_new(one)]
     template = training_args.chat_template_kwargs
@@ -63,7 +57,7 @@ def _is_new(one: PreparedExample) -> bool:
     return bool(one.profile_user.history) and all(row.item != one.example.item.id for row in one.example.user.history)
 
 
-def _row(one: PreparedExample, prompt: OneSidePrompt, tokenizer: Any) -> Row:
+def _row(one: PreparedExample, prompt: JointPrompt, tokenizer: Any) -> Row:
     # The whole history stays with the user: its items are not ranked.
     messages = prompt.render(one.profile_user, one.example.item)
     return Row(id=one.id, example=one.example, messages=for_template(tokenizer, messages), schema=prompt.schema)
@@ -83,15 +77,6 @@ def for_template(tokenizer: Any, messages: Sequence[Message]) -> tuple[Message, 
     except TemplateError:
         return ({"role": "user", "content": "\n\n".join(message["content"] for message in messages)},)
     return tuple(messages)
-
-
-def catalogue(data: Prepared) -> list[Item]:
-    """Every item of the data, with title and attributes.
-
-    Args:
-        data: What prepare wrote.
-    """
-    return data.items(ItemRequest(item_id, split="train") for item_id in data.matrix("train").item_ids)
 
 
 # The contrastive phase
@@ -229,10 +214,13 @@ class PhaseHistory(History):
         attempt: How often the run was started before.
         contrastive_updates: J.
         policy_updates: T.
+        rollout: As for `History`.
     """
 
-    def __init__(self, folder: Path, attempt: int, contrastive_updates: int, policy_updates: int) -> None:
-        super().__init__(folder, attempt)
+    def __init__(
+        self, folder: Path, attempt: int, contrastive_updates: int, policy_updates: int, *, rollout: Any = None
+    ) -> None:
+        super().__init__(folder, attempt, rollout=rollout)
         self._contrastive_updates = contrastive_updates
         self._policy_updates = policy_updates
 
@@ -263,9 +251,11 @@ class PhaseHistory(History):
         super().on_log(args, self._counted(state), control, {**(logs or {}), "phase": "lm"} if logs else logs, **kwargs)
 
     def _counted(self, state: Any) -> Any:
-        step = state.global_step
-        phases = (max(step, 1) - 1) // self._policy_updates + 1
-        return SimpleNamespace(global_step=step + phases * self._contrastive_updates, is_world_process_zero=True)
+        counted = copy.copy(state)
+        begun = -(-max(state.global_step, 1) // self._policy_updates)
+        counted.global_step += begun * self._contrastive_updates
+        counted.max_steps += state.max_steps // self._policy_updates * self._contrastive_updates
+        return counted
 
 
 def check_same_run(folder: Path, settings: RLSOSettings, training_args: Any) -> None:

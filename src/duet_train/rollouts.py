@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import attrs
@@ -13,15 +14,18 @@ from duet import ConfigurationError
 
 Ids = list[int]
 
+ROOM = 128
+"""Positions by which the memory of keys and values grows at once."""
+
 
 @attrs.define(kw_only=True)
 class SharedPrefixRollout:
     """TRL's own sampling, less the repeated work: a group's prompt runs through the model once, not once a completion.
 
     GRPO draws several completions of one prompt. TRL reads the prompt anew for each of them. Here the distinct prompts
-    of a batch are read once, their keys and values are copied to the rows, and transformers samples on from there. In
-    float32 and without dropout the completions are those of TRL at the same seed. Pass an instance to a GRPOTrainer as
-    `rollout_func`.
+    of a batch are read once, their keys and values are copied to the rows, and transformers samples on from there,
+    with memory that grows now and then and not at every token. In float32 and without dropout the completions are
+    those of TRL at the same seed. Pass an instance to a GRPOTrainer as `rollout_func`.
 
     Dropout is off while it samples, which TRL leaves on.
 
@@ -116,27 +120,29 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     place = {ids: index for index, ids in enumerate(distinct)}
     device = trainer.accelerator.device
-    ids, mask = _left_padded(distinct, trainer.generation_config.pad_token_id, device)
-    cache = _read(model, ids[:, :-1], mask[:, :-1])
+    # Without any padding transformers leaves grouped heads to torch, whose half precision on a CPU is slow at that.
+    spare = int(device.type == "cpu" and model.dtype.itemsize < 4)
+    ids, mask = _left_padded(distinct, trainer.generation_config.pad_token_id, device, spare)
+    memory = _read(model, ids[:, :-1], mask[:, :-1])
     rows = ids.new_tensor([place[tuple(prompt)] for prompt in prompts])
-    if cache is not None:
-        cache.batch_select_indices(rows)
+    if memory is not None:
+        memory.batch_select_indices(rows)
     # All ids go in: the penalty of repetition looks at them, and transformers itself finds what the cache has.
     made = model.generate(
         input_ids=ids[rows],
         attention_mask=mask[rows],
-        past_key_values=cache,
+        past_key_values=memory,
         generation_config=trainer.generation_config,
     )
     ends = frozenset(trainer.eos_token_ids)
     return [_cut(row, ends) for row in made[:, ids.shape[1] :].tolist()]
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Any, Any]:
-    """Token ids and attention mask, one row a prompt."""
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any, spare: int) -> tuple[Any, Any]:
+    """Token ids and attention mask, one row a prompt; the longest has `spare` positions of padding."""
     import torch
 
-    width = max(map(len, prompts))
+    width = max(map(len, prompts)) + spare
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
@@ -144,22 +150,80 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tup
 
 def _read(model: Any, ids: Any, mask: Any) -> Any:
     """The keys and values of the prompts; None where there is nothing to read."""
-    from transformers import DynamicCache
-
     if ids.shape[1] == 0:
         return None
     # generate() of a model with adapters is that of the model inside, which mixed precision does not wrap.
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    cache = DynamicCache(config=base.config.get_text_config(decoder=True))
-    base(
+    memory = _memory(base.config.get_text_config(decoder=True))
+    _forward(model, base)(
         input_ids=ids,
         attention_mask=None if mask.all() else mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
+        past_key_values=memory,
         use_cache=True,
         **({"logits_to_keep": 1} if base._supports_logits_to_keep() else {}),
     )
-    return cache
+    return memory
+
+
+def _forward(model: Any, base: Any) -> Any:
+    """How the model inside is called: under FSDP2 by way of the outermost, which has to gather what is its own."""
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if base is model or not isinstance(model, FSDPModule):
+        return base
+    if not hasattr(model, "read_prompts"):
+        model.read_prompts = lambda **inputs: base(**inputs)
+        register_fsdp_forward_method(model, "read_prompts")
+    return model.read_prompts
+
+
+def _memory(config: Any) -> Any:
+    """An empty cache for a model; layers that look at everything before them have room to grow."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    memory = DynamicCache(config=config)
+    memory.layers = [_roomy_layer()() if type(layer) is DynamicLayer else layer for layer in memory.layers]
+    return memory
+
+
+@cache
+def _roomy_layer() -> type[Any]:
+    """A layer that writes new keys and values behind the old ones, where transformers' own copies all at each token."""
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+        _layer_type = None  # transformers keeps its own layer for its own caches
+        keys: Any
+        values: Any
+        key_room: Any = None
+        value_room: Any = None
+
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+            self.key_room, self.keys = _append(self.key_room, self.keys, key_states)
+            self.value_room, self.values = _append(self.value_room, self.values, value_states)
+            return self.keys, self.values
+
+    return RoomyLayer
+
+
+def _append(room: Any, held: Any, new: Any) -> tuple[Any, Any]:
+    """Memory with room behind what is held and new, and the part of it that is both.
+
+    Args:
+        room: The memory whose first positions `held` is; any other is left alone.
+        held: Rows × heads × positions × width.
+        new: Likewise.
+    """
+    start, end = held.shape[-2], held.shape[-2] + new.shape[-2]
+    if room is None or room.data_ptr() != held.data_ptr() or end > room.shape[-2]:
+        room = held.new_empty((*held.shape[:-2], end + ROOM, held.shape[-1]))
+        room[..., :start, :] = held
+    room[..., start:end, :] = new
+    return room, room[..., :end, :]
 
 
 def _cut(ids: Ids, ends: frozenset[int]) -> Ids:

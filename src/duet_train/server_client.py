@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.lowlevel
 import attrs
 import httpx
 
@@ -167,7 +167,7 @@ class VLLMServer:
 def _run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """The result of an async function; in a thread of its own where a loop runs already, as in a notebook."""
     try:
-        asyncio.get_running_loop()
+        anyio.lowlevel.current_token()
     except RuntimeError:
         return anyio.run(function)
     with ThreadPoolExecutor(1) as pool:

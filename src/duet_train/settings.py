@@ -252,7 +252,7 @@ def trl_arguments(
         defaults: Values where neither says anything.
 
     Raises:
-        ConfigurationError: A key is unknown, or TRL refuses a value.
+        ConfigurationError: A key is unknown, TRL refuses a value, or code from a model's repository is asked for.
     """
     quiet()
     model = dict(zip(argv, argv[1:], strict=False)).get("--model_name_or_path", keys.get("model_name_or_path"))
@@ -280,6 +280,8 @@ def trl_arguments(
         raise ConfigurationError(f"TRL refuses the settings: {' '.join(str(exc).split())}") from exc
     if rest:
         raise ConfigurationError(f"unknown option {rest[0]!r}: neither this project's nor TRL's")
+    if any(getattr(one, "trust_remote_code", False) for one in parsed):
+        raise ConfigurationError("trust_remote_code: true is not supported: no code is loaded with weights")
     return tuple(parsed)
 
 

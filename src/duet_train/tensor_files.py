@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from duet import ConfigurationError
+from duet import ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,9 +61,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorPlace]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER:
-                raise ValueError
-            entries = json.loads(file.read(length))
+            entries = json.loads(file.read(min(length, _MAX_HEADER)))
         entries.pop("__metadata__", None)
         return {name: _place(entry, 8 + length, path.stat().st_size) for name, entry in entries.items()}
     except OSError as exc:
@@ -89,16 +87,24 @@ def read_tensor(path: Path, place: TensorPlace) -> Floats:
     Raises:
         ConfigurationError: Its numbers are of a kind that is not read here.
     """
-    import numpy as np
-
+    np = _numpy()
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     if place.dtype not in kinds:
         raise ConfigurationError(f"{path} holds tensors of type {place.dtype}; save it in float32, float16 or bfloat16")
     with path.open("rb") as file:
         file.seek(place.begin)
-        raw = np.frombuffer(file.read(place.end - place.begin), kinds[place.dtype]).reshape(place.shape)
-    # A bfloat16 is the upper half of a float32.
-    return (raw.astype(np.uint32) << 16).view(np.float32) if place.dtype == "BF16" else raw
+        raw: Floats = np.frombuffer(file.read(place.end - place.begin), kinds[place.dtype]).reshape(place.shape)
+    if place.dtype == "BF16":  # the upper half of a float32
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError('numpy is not installed; install it with: pip install "duet-profiles[train]"') from exc
+    return numpy
 
 
 @attrs.frozen
