@@ -90,7 +90,7 @@ def killed_after(step: int, words: list[str], run: Path) -> int:
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
     assert process.returncode == -signal.SIGKILL, said.decode()
-    return max(line["step"] for line in lines(history))
+    return int(max(line["step"] for line in lines(history)))
 
 
 @pytest.mark.parametrize(

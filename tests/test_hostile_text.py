@@ -165,9 +165,9 @@ def test_quoted_data_forges_no_section(inside: str, slot: str) -> None:
     """A model that copies quoted data into a section, whatever it is, changes that section alone."""
     copied = f"x {quote(inside)} x"
     parser = SectionParser(ProfileSchema())
-    parser.feed(completion_text(**{slot: copied}))
+    parser.feed(completion_text(ProfileSchema(), **{slot: copied}))
     plain = SectionParser(ProfileSchema())
-    plain.feed(completion_text(**{slot: "x x"}))
+    plain.feed(completion_text(ProfileSchema(), **{slot: "x x"}))
     found: dict[Any, str] = dict(parser.close())
     expected: dict[Any, str] = dict(plain.close())
     side, _, name = slot.partition("_")

@@ -28,7 +28,8 @@ sys.exit(main(sys.argv[1:]))
 def given(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_training_arguments(parser, Settings, "GRPOConfig")
-    args, args.rest = parser.parse_known_args(words)
+    args, rest = parser.parse_known_args(words)
+    args.rest = rest
     return args
 
 

@@ -40,7 +40,7 @@ from duet import (
 from duet_train.data.prepared import Prepared, PreparedExample
 
 tastes = st.builds(
-    lambda pair, temper: Taste(*pair, temper),
+    lambda pair, temper: Taste(pair[0], pair[1], temper),
     st.permutations(QUALITIES).map(lambda order: (order[0], order[1])),
     st.sampled_from(list(TEMPERS)),
 )

@@ -115,7 +115,8 @@ def warm_start(world: World, data: Prepared, path: Path, *, each: int = 24, seed
 
 
 def _vague(chance: random.Random, right: Words) -> Words:
-    made_up = Words(*chance.choices(QUALITIES, k=2), chance.choice(list(TEMPERS)), chance.choice(QUALITIES))
+    loves, hates = chance.choices(QUALITIES, k=2)
+    made_up = Words(loves, hates, chance.choice(list(TEMPERS)), chance.choice(QUALITIES))
     slots = zip(*map(attrs.astuple, (IMPERSONAL, right, made_up)), strict=True)
     return Words(*(chance.choices(slot, weights=SHARES)[0] for slot in slots))
 

@@ -174,8 +174,10 @@ class Ledger:
             LedgerError: The file cannot be written. Where another process has it open, the rows are gone but may still
                 be in the log: call it again when that one is done.
         """
+        deleted = 0
         with anyio.CancelScope(shield=True):
-            return await self._run(lambda connection: _forget(connection, user))
+            deleted = await self._run(lambda connection: _forget(connection, user))
+        return deleted
 
     async def count(self) -> int:
         """How many generations are kept."""

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,13 +54,20 @@ def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tupl
 
     from duet_train.models import check_adapter, check_model
     from duet_train.preflight import check_cycle
+    from duet_train.server_rollouts import check_arguments
 
+    served = settings.rollouts == "server"
     defaults = {"use_peft": True, "lora_dropout": 0.0, "logging_steps": 1, "report_to": "none", "save_steps": 50}
+    if served:
+        # TRL's own mode leaves out a whole completion where rounding adds up over its tokens.
+        defaults["vllm_importance_sampling_mode"] = "token_truncate"
     training_args, model_args = trl_arguments(keys, argv, (GRPOConfig, ModelConfig), **defaults)
     if training_args.output_dir in (None, "trainer_output"):
         raise ConfigurationError("output_dir must name the run directory")
     if settings.rollouts != "trl" and training_args.use_vllm:
         raise ConfigurationError("use_vllm is for rollouts: trl; a vLLM server over HTTP is rollouts: server")
+    if served:
+        check_arguments(training_args, use_peft=model_args.use_peft)
     check_model(model_args)
     check_adapter(settings.adapter, model_args)
     check_cycle(training_args)
@@ -161,6 +167,8 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         raise
     finally:
         asyncio.run_coroutine_threadsafe(reward.aclose(), trainer.async_loop).result()
+        if server is not None:
+            server.close()
     save(trainer, folder / ("adapter" if model_args.use_peft else "model"))
     if main:
         card.update(status="finished", finished=_now(), steps=trainer.state.global_step)
@@ -183,16 +191,14 @@ def _embedder(settings: Settings, folder: Path) -> tuple[Any, list[Any]]:
     return embedder, [EmbedderUpdates(embedder, folder)]
 
 
-def _rollout(settings: Settings, training_args: Any) -> Callable[..., Any] | None:
+def _rollout(settings: Settings, training_args: Any) -> Any:
     if settings.rollouts == "trl":
         return None
     if settings.rollouts == "server":
         from duet_train.server_rollouts import ServerRollout
 
         folder = Path(training_args.output_dir)
-        return ServerRollout(
-            settings.server, settings.server_model, folder / "served", api_key=key(settings), run_name=folder.name
-        )
+        return ServerRollout(settings.server, settings.server_model, folder / "served", api_key=key(settings))
     from duet_train.rollouts import SharedPrefixRollout
 
     return SharedPrefixRollout()

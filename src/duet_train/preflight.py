@@ -36,7 +36,7 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self, rows: Sequence[Row], open_envs: OpenEnvs, *, stop: bool, server: Any = None, groups: int = 4
     ) -> None:
-        self._rows = list(rows[:groups])
+        self._all, self._rows = rows, list(rows[:groups])
         self._server = server
         self._open_envs = open_envs
         self._stop = stop
@@ -66,7 +66,7 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
     def _look_at_server(self, args: Any) -> None:
         from duet_train.server_check import check_server
 
-        longest = max(len(ids) for ids in self.trainer._tokenize_prompts([list(row.messages) for row in self._rows])[0])
+        longest = max(len(ids) for ids in self.trainer._tokenize_prompts([list(row.messages) for row in self._all])[0])
         found = check_server(self._server, self.trainer, max_prompt_length=longest)
         self._tell(
             (*found.problems, *found.warnings) if args.process_index == 0 else (), next(iter(found.problems), "")

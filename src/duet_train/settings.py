@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -255,7 +256,7 @@ def trl_arguments(
         ConfigurationError: A key is unknown, TRL refuses a value, or code from a model's repository is asked for.
     """
     quiet()
-    model = dict(zip(argv, argv[1:], strict=False)).get("--model_name_or_path", keys.get("model_name_or_path"))
+    model = dict(pairwise(argv)).get("--model_name_or_path", keys.get("model_name_or_path"))
     if model == PACKAGED or Path(str(model)).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # or PEFT looks the base up at the hub whenever it saves
     import torch
