@@ -117,6 +117,15 @@ async def test_equal_completions_are_scored_once(make: Make) -> None:
     assert reader.calls == 1
 
 
+async def test_nothing_is_remembered_where_it_may_change(make: Make) -> None:
+    """Where an embedder learns, a reward is made anew in the next step, and still once for equal completions of one."""
+    reader = Reader()
+    reward, _ = make(reader, [row(1)], cached=False)
+    for _ in range(2):
+        await reward.reward([], said(GOOD, GOOD), example=[1, 1])
+    assert reader.calls == 2
+
+
 async def test_same_text_for_another_example_is_another_reward(make: Make) -> None:
     """The cache knows the example."""
     reader = Reader()

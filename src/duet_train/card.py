@@ -50,11 +50,13 @@ class Card:
     Args:
         folder: The run directory.
         values: What it holds.
+        writes: Whether this process is the one that writes it, where there are several.
     """
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, values: dict[str, Any], *, writes: bool = True) -> None:
         self.path: Path = folder / "card.json"
         self.values: dict[str, Any] = values
+        self._writes = writes
 
     def update(self, **values: Any) -> None:
         """Add to the card and write it.
@@ -63,6 +65,8 @@ class Card:
             **values: By key.
         """
         self.values |= values
+        if not self._writes:
+            return
         scratch = self.path.with_suffix(".json.new")
         scratch.write_text(json.dumps(plain(self.values), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         os.replace(scratch, self.path)
@@ -93,7 +97,7 @@ def start_card(
     """
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    card = Card(folder, read_card(folder))
+    card = Card(folder, read_card(folder), writes=training_args is None or training_args.process_index == 0)
     card.values.setdefault("started", now)
     card.update(
         verb=verb,

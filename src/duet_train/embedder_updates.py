@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from duet import Completion, parse_profile
 from duet_train.embedding import TrainableEmbedder
+from duet_train.retrieval import item_text
 from duet_train.rewards import Scored, TRLReward
 
 
@@ -68,7 +69,6 @@ def best_texts(scored: Sequence[Scored]) -> list[tuple[str, str]]:
     pairs = []
     for one in best.values():
         profile = parse_profile(Completion(one.completion), one.row.schema)
-        item = one.row.example.item
         if profile.user is not None:
-            pairs.append((profile.user.text, "\n".join([item.title or "", *(f"{k}: {v}" for k, v in item.attributes)])))
+            pairs.append((profile.user.text, item_text(one.row.example.item)))
     return pairs

@@ -17,7 +17,7 @@ from typing import Any
 from duet import ConfigurationError
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
-from duet_train.recommenders import TRAINABLE, check_recommender, key, open_envs
+from duet_train.recommenders import MINILM, TRAINABLE, check_recommender, key, open_envs
 from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
 
 
@@ -121,6 +121,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         {row.id: row for row in rows},
         attempts=settings.reward_attempts,
         max_failed_share=settings.max_failed_share,
+        cached=embedder is None,
     )
     # Normalised one by one and then summed, as BLUE's, terms are functions of their own to TRL.
     apart = training_args.multi_objective_aggregation == "normalize_then_sum"
@@ -178,12 +179,14 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
 
 def _embedder(settings: Settings, folder: Path) -> tuple[Any, list[Any]]:
     """An embedder that learns beside the policy, and what makes it learn; neither unless it is asked for."""
-    if settings.embedder != TRAINABLE:
+    kind, _, name = settings.embedder.partition(":")
+    if kind != TRAINABLE:
         return None, []
     from duet_train.embedder_updates import EmbedderUpdates
     from duet_train.embedding import TrainableEmbedder
 
     embedder = TrainableEmbedder(
+        name or MINILM,
         learning_rate=settings.embedder_learning_rate,
         temperature=settings.contrastive_temperature,
         both_directions=True,

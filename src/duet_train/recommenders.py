@@ -171,7 +171,7 @@ class Opened:
                 weight=weight,
                 concurrency=most,
             )
-        frozen = settings.embedder != TRAINABLE
+        frozen = settings.embedder.partition(":")[0] != TRAINABLE
         if name == "contrastive":
             return ContrastiveReward(
                 await self.embedder(),

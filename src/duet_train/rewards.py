@@ -50,6 +50,7 @@ class TRLReward:
             are within each.
         max_failed_share: A step in which more of the rewards have no value ends the run.
         pause: Seconds before the second attempt; each further one waits twice as long.
+        cached: Whether a reward holds for the whole run; not so where an embedder learns beside the policy.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class TRLReward:
         attempts: int = 2,
         max_failed_share: float = 0.5,
         pause: float = 1.0,
+        cached: bool = True,
     ) -> None:
         self._open_envs = open_envs
         self._rows = rows
         self._attempts = attempts
         self._max_failed_share = max_failed_share
         self._pause = pause
+        self._cached = cached
         self._stack = AsyncExitStack()
         self._env: Callable[[ProfileSchema], RewardEnv] | None = None
         self._cache: OrderedDict[Key, Reward] = OrderedDict()
@@ -182,6 +185,8 @@ class TRLReward:
         return await env.score_many([text for _, text in keys], [self._rows[one].example for one, _ in keys])
 
     def _remember(self, made: Mapping[Key, Reward]) -> None:
+        if not self._cached:
+            return
         self._cache.update({key: reward for key, reward in made.items() if reward.value is not None})
         while len(self._cache) > CACHED:
             self._cache.popitem(last=False)

@@ -59,7 +59,7 @@ class Settings:
     rewards: str = option("rating", "terms with weights, as in rating=1,length=0.1")
     format_penalty: float = option(-1.0, "the reward of a completion that is no profile")
     length_chars: int = option(2000, "from where the term length costs")
-    embedder: str = option("minilm", "for terms in embedding space: minilm, URL,MODEL, or trainable")
+    embedder: str = option("minilm", "for terms in embedding space: minilm, URL,MODEL, or trainable[:NAME]")
     contrastive_temperature: float = option(0.1, "of the term contrastive, and of the updates of a trainable embedder")
     embedder_learning_rate: float = option(1e-5, "of a trainable embedder, which is updated after each step")
     strict_paper: bool = option(False, "the format penalty for an unreadable answer of the recommender too")
