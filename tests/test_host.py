@@ -430,9 +430,9 @@ def test_signal_while_starting_ends_all(base: Path, vllm: FakeVLLM, number: sign
     assert not is_alive(start["helper"])
 
 
-def test_vllm_ends_with_a_killed_host(base: Path, vllm: FakeVLLM) -> None:
+def test_vllm_ends_with_a_killed_host(base: Path, vllm: FakeVLLM, tmp_path: Path) -> None:
     """A host that is killed leaves no vLLM behind, nor what that had started."""
-    with host_process(*hosting(base, vllm)) as hosted:
+    with host_process(*hosting(base, vllm), TMPDIR=str(tmp_path)) as hosted:
         hosted.line()
         hosted.process.kill()
         (start,) = vllm.events("start")
