@@ -11,6 +11,7 @@ import pytest
 
 import duet
 from duet import (
+    BudgetExceeded,
     CompletionError,
     ConfigurationError,
     DuetError,
@@ -39,6 +40,7 @@ BASES: dict[type[Exception], tuple[type[Exception], ...]] = {
     CompletionError: (DuetError,),
     TruncatedCompletion: (CompletionError,),
     MalformedCompletion: (CompletionError,),
+    BudgetExceeded: (DuetError,),
     RatingError: (DuetError,),
     LedgerError: (DuetError,),
 }
@@ -55,6 +57,7 @@ ERRORS: list[DuetError] = [
     CompletionError("no", completion="text"),
     TruncatedCompletion("no", completion="text"),
     MalformedCompletion("no", completion="text", missing=("user.cue", "item.cue")),
+    BudgetExceeded("no"),
     RatingError("no", text="four"),
     LedgerError("no"),
 ]
