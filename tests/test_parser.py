@@ -109,7 +109,8 @@ FOLDED = [
     "<thin\u212a>",
 ]
 scraps = st.one_of(st.text(max_size=8), st.sampled_from([*SCRAPS, "a < b", "</ profile>", " ", "\n", "\t\n", "\u00a0"]))
-texts = st.lists(scraps, max_size=6).map("".join).filter(lambda text: "</profile>" not in text.lower())
+CLOSING = [f"</{name}>" for name in ("profile", "think", "cue", "constructed_prompt", "user_profile", "item_profile")]
+texts = st.lists(scraps, max_size=6).map("".join).filter(lambda text: not any(tag in text.lower() for tag in CLOSING))
 filled = texts.map(lambda text: f"w{text}w")
 places = st.lists(st.integers(0, 600), max_size=20)
 

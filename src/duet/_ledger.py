@@ -26,6 +26,7 @@ from duet._settings import Sampling
 
 T = TypeVar("T")
 
+_BUSY_SECONDS = 10.0
 _TABLES = (
     """
     CREATE TABLE IF NOT EXISTS generations (
@@ -247,15 +248,31 @@ def subjects(ledger: Ledger | None, user: User, item: Item, evidence_limit: int 
 
 
 def _open(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    settings = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON")
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_SECONDS)
     try:
-        for statement in (*settings, *_TABLES):
-            connection.execute(statement)
+        _in_wal_mode(connection)
+        for setting in ("PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON"):
+            connection.execute(setting)
+        with _transaction(connection):
+            for table in _TABLES:
+                connection.execute(table)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _in_wal_mode(connection: sqlite3.Connection) -> None:
+    """Change the mode; SQLite does not wait for others with this, so where several open a new file, try again."""
+    patient_until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > patient_until:
+                raise
+            time.sleep(0.01)
 
 
 def _append(connection: sqlite3.Connection, row: tuple[Any, ...], users: Sequence[str]) -> None:
