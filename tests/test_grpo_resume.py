@@ -50,7 +50,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """The policy has learnt the form alone."""
-    return break_ground(tmp_path_factory.mktemp("ground"), each=7)
+    return break_ground(tmp_path_factory.getbasetemp() / "form", each=7)
 
 
 @pytest.fixture(scope="module")

@@ -163,14 +163,15 @@ def rows_of(data: Prepared) -> tuple[list[Row], list[Row]]:
 
 
 def break_ground(folder: Path, *, each: int = 24) -> Ground:
-    """A world, its data, and a policy after its warm start by `sft`; made once in a folder.
+    """A world, its data, and a policy after its warm start by `sft`; made once in a folder, which modules may share.
 
     Args:
         folder: Where all of it is kept.
         each: Completions of each row that the warm start is on: 24 teach to copy from the prompt, 8 the form alone.
     """
     world = make_world()
-    if not (folder / "data").is_dir():
+    if not (folder / "warm" / "model").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
         data = prepared(folder / "data", world)
         train, held_out = rows_of(data)
         texts = [row.messages[-1]["content"] for row in (*train, *held_out)]
