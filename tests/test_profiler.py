@@ -673,6 +673,46 @@ async def test_concurrency_is_never_exceeded() -> None:
     assert server.peak_in_flight <= 5
 
 
+def mixed_up() -> list[Pair]:
+    """Three users in turn, each with three items."""
+    return [(User(f"u{number % 3}", name=f"user {number % 3}"), Item(f"i{number}")) for number in range(9)]
+
+
+def users_asked(endpoint: ScriptedEndpoint) -> list[str]:
+    """The users' names in the prompts, in the order in which they were sent."""
+    return [messages[1]["content"].split("\n")[1].removeprefix("name: user ") for messages, _ in endpoint.calls]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("concurrency", [1, 4, 32])
+async def test_pairs_of_a_list_are_sent_user_by_user(kind: Source, concurrency: int) -> None:
+    """The prompts of one user follow each other, and each outcome has the place of its pair in the list."""
+    endpoint, pairs = ScriptedEndpoint(TEXT), mixed_up()
+    outcomes = await outcomes_of(JointProfiler(endpoint), kind(pairs), concurrency=concurrency)
+    assert users_asked(endpoint) == [*"000111222"]
+    assert [(outcome.user, outcome.item) for outcome in outcomes] == pairs
+
+
+async def test_pairs_of_an_iterator_are_sent_as_they_are_drawn() -> None:
+    """Looking ahead would draw more than is needed, so an iterator keeps its order."""
+    endpoint = ScriptedEndpoint(TEXT)
+    await outcomes_of(JointProfiler(endpoint), iter(mixed_up()))
+    assert users_asked(endpoint) == [*"012012012"]
+
+
+async def test_what_is_no_pair_keeps_its_place_in_a_list() -> None:
+    """Values that are no pairs are outcomes with an error, at their own places."""
+    pairs: list[Any] = [None, *pairs_of(1), (), ("ann", ITEM), *pairs_of(1)]
+    outcomes = await outcomes_of(JointProfiler(ScriptedEndpoint(TEXT)), pairs)
+    assert [type(outcome.error) for outcome in outcomes] == [
+        RecordError,
+        type(None),
+        RecordError,
+        RecordError,
+        type(None),
+    ]
+
+
 @pytest.mark.parametrize("concurrency", [0, -1])
 async def test_concurrency_below_one_is_refused(concurrency: int) -> None:
     """A bulk run needs a concurrency of one at least."""

@@ -59,7 +59,8 @@ class _Embedder(Served):
         body = {"model": self._model, "input": list(texts)}
 
         async def attempt() -> list[Sequence[float]]:
-            return await self._caller.fetch("embeddings", body, ends, read_embeddings, len(texts))
+            async with self._caller.exchange("embeddings", body, ends) as exchange:
+                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
 
         return await self._caller.retrying(ends, attempt)
 

@@ -103,7 +103,8 @@ class _ChatEndpoint(Served):
         async def attempt() -> Completion:
             if self._engine == "llama.cpp":  # it runs a plain request to its end, even when nobody waits any more
                 return await self._collect(body, ends)
-            return await self._caller.fetch("chat/completions", body, ends, read_completion, _chars(body))
+            async with self._caller.exchange("chat/completions", body, ends) as exchange:
+                return exchange.understood(read_completion, await exchange.read(), _chars(body))
 
         return await self._caller.retrying(ends, attempt)
 
@@ -179,7 +180,8 @@ class _ChatEndpoint(Served):
         return fields(grammar)
 
     async def _probe(self, ends: float) -> Engine:
-        models = (await self._caller.fetch("models", None, ends, load)).get("data")
+        async with self._caller.exchange("models", None, ends) as exchange:
+            models = exchange.understood(load, await exchange.read()).get("data")
         first = models[0] if isinstance(models, list) and models else {}
         owner = first.get("owned_by") if isinstance(first, Mapping) else None
         engine = _OWNERS.get(owner) if isinstance(owner, str) else None

@@ -57,27 +57,15 @@ class EventDecoder:
                 self._tail = data
                 return []
             data = self._normalised(data)
-        payloads = self._plain(data)
-        if payloads is None:
-            *events, self._tail = data.split(b"\n\n")
-            payloads = [payload for event in events if (payload := _data_of(event))]
+        events = data.split(b"\n\n")
+        self._tail = events.pop()
         if self._held or len(self._tail) > MAX_EVENT_BYTES:
             self._keep_tail()
-        return payloads
-
-    def _plain(self, data: bytes) -> list[bytes] | None:
-        """The payloads where every event is one line of data, as engines send them; else None, and nothing is taken."""
-        end = data.rfind(b"\n\n")
-        if end < 0 or not data.startswith(b"data: "):
-            return None
-        if data.find(_LF) == end == len(data) - 2 > 6:  # one event, as a server sends a token
-            self._tail = b""
-            return [data[6:end]]
-        payloads = data[6:end].split(b"\n\ndata: ")
-        if data.count(b"\n", 0, end + 2) != 2 * len(payloads) or not all(payloads):
-            return None
-        self._tail = data[end + 2 :]
-        return payloads
+        return [
+            payload
+            for event in events
+            if (payload := event[6:] if event.startswith(b"data: ") and _LF not in event else _data_of(event))
+        ]
 
     def _normalised(self, data: bytes) -> bytes:
         """Line ends as LF, no byte-order mark; a last CR waits for the LF that may be on its way."""

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import anyio
@@ -16,7 +16,6 @@ import attrs
 
 from duet._errors import ConfigurationError
 
-KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
 _SECRET = re.compile("key|token|auth|secret|cookie", re.I)
@@ -26,9 +25,6 @@ _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx
 _STALE = frozenset({"ServerDisconnectedError", "ClientOSError", "ReadError", "WriteError"})
 _NO_CONNECTION = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectError"})
 _NO_CONNECTION_YET = frozenset({"ConnectionTimeoutError", "ConnectTimeout"})
-
-
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class WireFailure(Exception):
@@ -45,17 +41,18 @@ class WireFailure(Exception):
 
 @attrs.frozen
 class Answer:
-    """The head of an HTTP answer, its body to come, and how to close it.
-
-    Attributes:
-        aclose: Closes the body, cancelled or not. Where it was not read to its end the connection goes too, and a
-            server stops generating.
-    """
+    """The head of an HTTP answer, its body to come, and how to close it."""
 
     status: int
     headers: Mapping[str, str]
     chunks: Chunks
-    aclose: Callable[[], Awaitable[None]] = attrs.field(repr=False)
+    close: Callable[[], Awaitable[None]] = attrs.field(repr=False)
+
+    async def aclose(self) -> None:
+        """Close the body. Where it was not read to its end the connection goes too, and a server stops generating."""
+        with anyio.CancelScope(shield=True):
+            await self.chunks.aclose()
+            await self.close()
 
 
 class Wire(Protocol):
@@ -102,7 +99,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
 
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes "?"."""
-    return _to_json(body).encode("utf-8", "replace")
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
@@ -115,20 +112,11 @@ def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
 
 
 class Chunks:
-    """The bytes of a body as a library yields them undecoded; what breaks below HTTP becomes a WireFailure.
+    """The bytes of a body as a library yields them undecoded; what breaks below HTTP becomes a WireFailure."""
 
-    Args:
-        source: The library's.
-        encoding: Of the body, as its head states it.
-        arrived: What has been received and not been read, None at the end, for a library that tells.
-    """
-
-    def __init__(
-        self, source: AsyncIterable[bytes], encoding: str = "", arrived: Callable[[], bytes | None] = bytes
-    ) -> None:
+    def __init__(self, source: AsyncIterable[bytes], encoding: str = "") -> None:
         self._source = source.__aiter__()
         self._decode = _decoder(encoding)
-        self._arrived = arrived
         self._over = False
 
     def __aiter__(self) -> Self:
@@ -141,16 +129,10 @@ class Chunks:
             self._over = True
             raise
         except Exception as exc:
-            _fail(exc)
+            if not is_wire_failure(exc):
+                raise
+            raise WireFailure(str(failure_of(exc))) from exc  # its head arrived, so the connection was not stale
         return chunk if self._decode is None else self._decode(chunk)
-
-    def now(self) -> bytes | None:
-        """What can be had without waiting, which may be nothing; None at the end."""
-        try:
-            chunk = self._arrived()
-        except Exception as exc:
-            _fail(exc)
-        return self._decode(chunk) if chunk and self._decode is not None else chunk
 
     async def aclose(self) -> None:
         """Give up the rest.
@@ -164,23 +146,6 @@ class Chunks:
             scope.cancel()
             while True:
                 await self.__anext__()
-
-
-def _fail(exc: Exception) -> NoReturn:
-    if not is_wire_failure(exc):
-        raise exc
-    raise WireFailure(str(failure_of(exc))) from exc  # its head arrived, so the connection was not stale
-
-
-def closing(chunks: Chunks, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """What gives up a body and closes it, under a cancelled scope too."""
-
-    async def aclose() -> None:
-        with anyio.CancelScope(shield=True):
-            await chunks.aclose()
-            await close()
-
-    return aclose
 
 
 def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:

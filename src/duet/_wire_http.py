@@ -1,31 +1,24 @@
-"""The wire of `HTTPEndpoint`: a transport of our own on asyncio, that of httpx on trio."""
+"""The wire of `HTTPEndpoint`: httpx over aiohttp's transport on asyncio, over its own on trio."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from duet._wire import (
-    KEEPALIVE_SECONDS,
-    Answer,
-    Chunks,
-    check_headers,
-    closing,
-    encode,
-    failure_of,
-    is_wire_failure,
-    public_address,
-    secrets_of,
-)
+import httpx
+
+from duet._wire import Answer, Chunks, check_headers, encode, failure_of, is_wire_failure, public_address, secrets_of
+
+KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 
 
 class HTTPWire:
-    """A transport of our own on asyncio, that of httpx on trio.
+    """httpx over aiohttp's transport on asyncio, over its own on trio.
 
-    Each event loop has a transport of its own, closed with the loop at the latest. Nothing above a transport is used:
-    cookies, redirects, proxies and auth flows cost time in each call and are not wanted here.
+    Each event loop has a transport of its own, closed with the loop at the latest. Requests go straight to the
+    transport: `httpx.AsyncClient` adds cookies, redirects and auth flows that nothing here wants, at a cost per call.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, headers: Mapping[str, str], verify: Any) -> None:
@@ -39,41 +32,51 @@ class HTTPWire:
         self._opened: WeakKeyDictionary[object, _Opened] = WeakKeyDictionary()
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
-        opened = self._opened.get(loop := _running_loop()) or await self._open(loop)
-        return await opened.transport.send(path, None if body is None else encode(body), connect)
+        request = httpx.Request(
+            "GET" if body is None else "POST",
+            f"{self.address}/{path}",
+            headers=self._headers if body is None else self._headers | {"content-type": "application/json"},
+            content=None if body is None else encode(body),
+            extensions={"timeout": {"connect": connect}},
+        )
+        transport = await self._current_transport()
+        try:
+            response = await transport.handle_async_request(request)
+        except Exception as exc:
+            if not is_wire_failure(exc):
+                raise
+            raise failure_of(exc) from exc
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        chunks = Chunks(response.stream, response.headers.get("content-encoding", ""))
+        return Answer(response.status_code, response.headers, chunks, response.aclose)
 
     async def aclose(self) -> None:
         opened = self._opened.pop(_running_loop(), None)
         if opened is not None:
             await opened.closer.aclose()
 
-    async def _open(self, loop: object) -> _Opened:
-        # A context that loads certificates costs 20 ms; plain http has no use for one.
-        context = _ssl_context(self._verify) if self.address.startswith("https:") else None
-        opened = self._opened[loop] = _Opened(_new_transport(loop, self.address, self._headers, context))
-        await anext(opened.closer)
-        return opened
-
-
-class _Transport(Protocol):
-    """What makes connections, keeps them and closes them."""
-
-    async def send(self, path: str, content: bytes | None, connect: float | None) -> Answer:
-        """POST the content as JSON, or GET where it is None; raise WireFailure where no answer comes."""
-
-    async def aclose(self) -> None:
-        """Close every connection."""
+    async def _current_transport(self) -> httpx.AsyncBaseTransport:
+        loop = _running_loop()
+        opened = self._opened.get(loop)
+        if opened is None:
+            # A context that loads the system's certificates costs 20 ms; plain http has no use for one.
+            verify = self._verify if self.address.startswith("https:") else False
+            on_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
+            opened = _Opened(_aiohttp_transport(verify) if on_asyncio else _httpcore_transport(verify))
+            self._opened[loop] = opened
+            await anext(opened.closer)
+        return opened.transport
 
 
 class _Opened:
     """A transport, and a generator that closes it: an event loop closes its generators when it ends."""
 
-    def __init__(self, transport: _Transport) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self.transport = transport
         self.closer = _closing(transport)
 
 
-async def _closing(transport: _Transport) -> AsyncGenerator[None]:
+async def _closing(transport: httpx.AsyncBaseTransport) -> AsyncGenerator[None]:
     try:
         yield
     finally:
@@ -89,51 +92,19 @@ def _running_loop() -> object:
         return trio.lowlevel.current_trio_token()
 
 
-def _ssl_context(verify: Any) -> Any:
-    import httpx
+def _aiohttp_transport(verify: Any) -> httpx.AsyncBaseTransport:
+    import aiohttp
+    import httpx_aiohttp
 
-    return httpx.create_ssl_context(verify=verify)
+    def session() -> aiohttp.ClientSession:
+        # limit=0: how many requests are in flight is the caller's `concurrency`, not a pool's silent 100.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=transport.ssl_context)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    transport = httpx_aiohttp.AiohttpTransport(verify=verify, client=session)
+    return transport
 
 
-def _new_transport(loop: object, address: str, headers: Mapping[str, str], ssl_context: Any) -> _Transport:
-    if not isinstance(loop, asyncio.AbstractEventLoop):
-        return _HttpxTransport(address, headers, ssl_context)
-    from duet._wire_asyncio import AsyncioTransport  # its parser is of no use on trio
-
-    return AsyncioTransport(address, headers, ssl_context)
-
-
-class _HttpxTransport:
-    def __init__(self, address: str, headers: Mapping[str, str], ssl_context: Any) -> None:
-        import httpx  # 40 ms
-
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
-        self._transport = httpx.AsyncHTTPTransport(verify=ssl_context or False, limits=limits)
-        self._request = httpx.Request
-        self._address = address
-        self._headers = headers
-
-    async def send(self, path: str, content: bytes | None, connect: float | None) -> Answer:
-        response = await self._answered(self._new_request(path, content, connect))
-        chunks = Chunks(response.stream, response.headers.get("content-encoding", ""))
-        return Answer(response.status_code, response.headers, chunks, closing(chunks, response.aclose))
-
-    async def aclose(self) -> None:
-        await self._transport.aclose()
-
-    def _new_request(self, path: str, content: bytes | None, connect: float | None) -> Any:
-        return self._request(
-            "GET" if content is None else "POST",
-            f"{self._address}/{path}",
-            headers={**self._headers} if content is None else {**self._headers, "content-type": "application/json"},
-            content=content,
-            extensions={"timeout": {"connect": connect}},
-        )
-
-    async def _answered(self, request: Any) -> Any:
-        try:
-            return await self._transport.handle_async_request(request)
-        except Exception as exc:
-            if not is_wire_failure(exc):
-                raise
-            raise failure_of(exc) from exc
+def _httpcore_transport(verify: Any) -> httpx.AsyncBaseTransport:
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+    return httpx.AsyncHTTPTransport(verify=verify, limits=limits)

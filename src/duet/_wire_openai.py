@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import jiter
 import openai
 
-from duet._wire import Answer, Chunks, WireFailure, closing, encode, failure_of, secrets_of
+from duet._wire import Answer, Chunks, WireFailure, encode, failure_of, secrets_of
 
 
 class OpenAIWire:
@@ -38,7 +38,7 @@ class OpenAIWire:
         answer = response.http_response
         self.secrets = secrets_of(answer.request.headers)
         chunks = Chunks(answer.aiter_raw(), answer.headers.get("content-encoding", ""))
-        return Answer(answer.status_code, answer.headers, chunks, closing(chunks, response.close))
+        return Answer(answer.status_code, answer.headers, chunks, response.close)
 
     async def aclose(self) -> None:
         """Nothing: the client is the caller's."""
@@ -60,11 +60,10 @@ def _without_user(base_url: str) -> str:
 
 
 def _whole_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    async def once() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield body
 
     async def close() -> None:
         pass
 
-    chunks = Chunks(once())
-    return Answer(status, headers, chunks, closing(chunks, close))
+    return Answer(status, headers, Chunks(chunks()), close)
