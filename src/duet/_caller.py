@@ -148,18 +148,22 @@ class Exchange:
             seconds: Longest wait.
             broken_ok: Take a broken connection as the end: all that matters has arrived.
         """
-        started = anyio.current_time()
-        deadline = min(started + (seconds or math.inf), self._ends)
         try:
-            return await _within(deadline, anext(self._answer.chunks, None))
-        except TimeoutError as exc:
-            raise self._unavailable(
-                f"no data for {anyio.current_time() - started:.3g} s, then a deadline was over"
-            ) from exc
+            arrived = self._answer.arrived()
+            return await self._wait(seconds) if arrived == b"" else arrived
         except WireFailure as exc:
             if broken_ok:
                 return None
             raise self._unavailable(f"the connection broke in mid-answer ({exc})") from exc
+
+    async def _wait(self, seconds: float | None) -> bytes | None:
+        started = anyio.current_time()
+        try:
+            return await _within(min(started + (seconds or math.inf), self._ends), self._answer.read())
+        except TimeoutError as exc:
+            raise self._unavailable(
+                f"no data for {anyio.current_time() - started:.3g} s, then a deadline was over"
+            ) from exc
 
     async def read(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """The whole body.

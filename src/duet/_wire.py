@@ -8,14 +8,14 @@ import re
 import zlib
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import anyio
-import attrs
 
 from duet._errors import ConfigurationError
 
+KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
 _SECRET = re.compile("key|token|auth|secret|cookie", re.I)
@@ -39,20 +39,26 @@ class WireFailure(Exception):
         self.stale = stale
 
 
-@attrs.frozen
-class Answer:
-    """The head of an HTTP answer, its body to come, and how to close it."""
+class Answer(Protocol):
+    """An HTTP answer: its head, and its body to come."""
 
-    status: int
-    headers: Mapping[str, str]
-    chunks: Chunks
-    close: Callable[[], Awaitable[None]] = attrs.field(repr=False)
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names are matched in any case."""
+
+    def arrived(self) -> bytes | None:
+        """What has arrived of the body; empty where it has to be waited for, None at the end."""
+
+    async def read(self) -> bytes | None:
+        """The next bytes of the body; None at the end. WireFailure where it breaks."""
 
     async def aclose(self) -> None:
-        """Close the body. Where it was not read to its end the connection goes too, and a server stops generating."""
-        with anyio.CancelScope(shield=True):
-            await self.chunks.aclose()
-            await self.close()
+        """Give up the rest. Where the body was not read to its end the connection goes too, and a server stops
+        generating."""
 
 
 class Wire(Protocol):
@@ -111,47 +117,59 @@ def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(value for value in named if len(value) >= 8)
 
 
-class Chunks:
-    """The bytes of a body as a library yields them undecoded; what breaks below HTTP becomes a WireFailure."""
+class IteratedAnswer:
+    """An answer whose body a library yields undecoded.
 
-    def __init__(self, source: AsyncIterable[bytes], encoding: str = "") -> None:
-        self._source = source.__aiter__()
-        self._decode = _decoder(encoding)
+    Args:
+        status: Of HTTP.
+        headers: Of HTTP.
+        body: Yields it.
+        close: Closes it.
+    """
+
+    def __init__(
+        self, status: int, headers: Mapping[str, str], body: AsyncIterable[bytes], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self._body = body.__aiter__()
+        self._close = close
+        self._decode = decoder(headers.get("content-encoding", ""))
         self._over = False
 
-    def __aiter__(self) -> Self:
-        return self
+    def arrived(self) -> bytes:
+        """Nobody knows."""
+        return b""
 
-    async def __anext__(self) -> bytes:
+    async def read(self) -> bytes | None:
+        """The next bytes; what breaks below HTTP becomes a WireFailure."""
         try:
-            chunk = await self._source.__anext__()
+            data = await self._body.__anext__()
         except StopAsyncIteration:
             self._over = True
-            raise
+            return None
         except Exception as exc:
-            if not is_wire_failure(exc):
-                raise
-            raise WireFailure(str(failure_of(exc))) from exc  # its head arrived, so the connection was not stale
-        return chunk if self._decode is None else self._decode(chunk)
+            raise broken_off(exc) from exc
+        return self._decode(data)
 
     async def aclose(self) -> None:
-        """Give up the rest.
+        """Give up the rest, shielded.
 
         Libraries read through generators within generators, and closing the outermost leaves the others to the garbage
         collector, of which trio complains. A cancelled read ends them all.
         """
-        if self._over:
-            return
-        with anyio.CancelScope() as scope, suppress(StopAsyncIteration, WireFailure):
-            scope.cancel()
-            while True:
-                await self.__anext__()
+        with anyio.CancelScope(shield=True):
+            with anyio.CancelScope() as scope, suppress(WireFailure):
+                scope.cancel()
+                while not self._over:
+                    await self.read()
+            await self._close()
 
 
-def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+def decoder(encoding: str) -> Callable[[bytes], bytes]:
     """What undoes an encoding that was not asked for, or refuses it; a chunk never grows beyond a limit."""
     if encoding in ("", "identity"):
-        return None
+        return _unchanged
     if encoding not in ("gzip", "deflate"):
         return functools.partial(_refuse, encoding)
     inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
@@ -168,8 +186,17 @@ def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
     return decode
 
 
+def _unchanged(data: bytes) -> bytes:
+    return data
+
+
 def _refuse(encoding: str, chunk: bytes) -> bytes:
     raise WireFailure(f"an answer encoded as {encoding!r}, which was not asked for")
+
+
+def broken_off(exc: Exception) -> Exception:
+    """What to raise where a body breaks: not stale, since its head arrived. What the wire did not cause stays."""
+    return WireFailure(str(failure_of(exc))) if is_wire_failure(exc) else exc
 
 
 def is_wire_failure(exc: Exception) -> bool:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import jiter
 import openai
 
-from duet._wire import Answer, Chunks, WireFailure, encode, failure_of, secrets_of
+from duet._wire import Answer, IteratedAnswer, WireFailure, encode, failure_of, secrets_of
 
 
 class OpenAIWire:
@@ -37,8 +37,7 @@ class OpenAIWire:
             raise WireFailure("the client belongs to an event loop that has ended: make one for each loop") from exc
         answer = response.http_response
         self.secrets = secrets_of(answer.request.headers)
-        chunks = Chunks(answer.aiter_raw(), answer.headers.get("content-encoding", ""))
-        return Answer(answer.status_code, answer.headers, chunks, response.close)
+        return IteratedAnswer(answer.status_code, answer.headers, answer.aiter_raw(), response.close)
 
     async def aclose(self) -> None:
         """Nothing: the client is the caller's."""
@@ -60,10 +59,11 @@ def _without_user(base_url: str) -> str:
 
 
 def _whole_answer(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    async def chunks() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncIterator[bytes]:
         yield body
 
     async def close() -> None:
         pass
 
-    return Answer(status, headers, Chunks(chunks()), close)
+    plain = {name: value for name, value in headers.items() if name.lower() != "content-encoding"}
+    return IteratedAnswer(status, plain, whole(), close)
