@@ -18,12 +18,14 @@ from duet._errors import ConfigurationError
 KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 5
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
+_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.A)
 _SECRET = re.compile("key|token|auth|secret|cookie", re.I)
 # By name, so that none of these has to be imported here. openai ≥ 3 reads through httpx2.
 _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2"})
 
 _STALE = frozenset({"ServerDisconnectedError", "ClientOSError", "ReadError", "WriteError"})
 _NO_CONNECTION = frozenset({"ClientConnectorError", "ClientConnectorDNSError", "ConnectError"})
+_NOT_TRUSTED = frozenset({"ClientConnectorCertificateError", "ClientConnectorSSLError"})
 _NO_CONNECTION_YET = frozenset({"ConnectionTimeoutError", "ConnectTimeout"})
 
 
@@ -96,6 +98,8 @@ def public_address(base_url: str) -> str:
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raise ConfigurationError, without the value, where a header holds what none can."""
     for name, value in headers.items():
+        if not _NAME.fullmatch(name) or name in ("content-length", "transfer-encoding"):
+            raise ConfigurationError(f"headers: {name!r} is no header that can be set here")
         if not (value.isascii() and value.isprintable()):
             what = "api_key" if name == "authorization" else f"the header {name!r}"
             raise ConfigurationError(
@@ -211,6 +215,8 @@ def failure_of(exc: BaseException) -> WireFailure:
     name = type(cause).__name__
     if name in _NO_CONNECTION:
         return WireFailure(f"cannot connect, is the server running? ({getattr(cause, 'os_error', cause)})")
+    if name in _NOT_TRUSTED:
+        return WireFailure(f"cannot connect: {cause}")
     if name in _NO_CONNECTION_YET:
         return WireFailure("cannot connect: the deadline for connecting is over")
     silent = "without sending a response" in str(cause)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import aiohttp
 
@@ -29,6 +30,7 @@ class AiohttpTransport:
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
+        self._answers: WeakSet[aiohttp.ClientResponse] = WeakSet()
 
     async def send(
         self, url: str, headers: Mapping[str, str], content: bytes | None, connect: float | None
@@ -47,10 +49,13 @@ class AiohttpTransport:
             if not is_wire_failure(exc):
                 raise
             raise failure_of(exc) from exc
+        self._answers.add(response)
         return AiohttpAnswer(response)
 
     async def aclose(self) -> None:
         """Close all connections."""
+        for response in tuple(self._answers):
+            response.close()  # who waits for the rest of one is told so; the session would leave it waiting
         await self._session.close()
 
 

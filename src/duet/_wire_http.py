@@ -29,7 +29,8 @@ class HTTPWire:
 
     def __init__(self, base_url: str, *, api_key: str | None, headers: Mapping[str, str], verify: Any) -> None:
         self.address = public_address(base_url)
-        self._headers = {"accept-encoding": "identity", "user-agent": "duet", **headers}
+        own = {"accept-encoding": "identity", "user-agent": "duet"}
+        self._headers = own | {name.lower(): value for name, value in headers.items()}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
         check_headers(self._headers)
