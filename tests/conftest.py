@@ -1,9 +1,45 @@
 """Fixtures shared by all tests."""
 
 import gc
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
+
+_SURVIVED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def tally() -> Callable[[str, int, int], None]:
+    """Counts what a test tries many of: `tally(row, tried, survived)`, called before the assertion that may fail.
+
+    `make reliability` sums the counts; without it they go nowhere.
+    """
+    return _count
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark `counted(row)` counts each of a test's cases as one try, survived where it passes."""
+    config.addinivalue_line("markers", "counted(row): each case is one try in this row of `make reliability`")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count a case when its teardown is over too, since that is where a leak shows."""
+    report = yield
+    mark = item.get_closest_marker("counted")
+    if mark is not None and not report.skipped and (report.when == "call" or report.failed):
+        item.stash[_SURVIVED] = item.stash.get(_SURVIVED, True) and report.passed
+    if mark is not None and report.when == "teardown" and _SURVIVED in item.stash:
+        _count(mark.args[0], 1, int(item.stash[_SURVIVED]))
+    return report
+
+
+def _count(row: str, tried: int, survived: int) -> None:
+    if path := os.environ.get("DUET_TALLY"):
+        with open(path, "a", encoding="utf-8") as file:
+            print(json.dumps({"row": row, "tried": tried, "survived": survived}), file=file)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
