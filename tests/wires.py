@@ -23,9 +23,10 @@ AnyEndpoint = HTTPEndpoint | AsyncOpenAIEndpoint
 
 
 def new_client(base_url: str, **settings: Any) -> openai.AsyncOpenAI:
-    """A caller's client. `verify=False` spares each test the 50 ms in which certificates are loaded."""
+    """A caller's client, which would retry. `verify=False` spares each test the 50 ms that certificates take."""
     http_client = openai.DefaultAsyncHttpxClient(verify=False)
-    return openai.AsyncOpenAI(base_url=base_url, http_client=http_client, **({"api_key": KEY} | settings))
+    given: dict[str, Any] = {"api_key": KEY, "max_retries": 5} | settings
+    return openai.AsyncOpenAI(base_url=base_url, http_client=http_client, **given)
 
 
 @asynccontextmanager
