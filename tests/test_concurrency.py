@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepping import cancelled, counted_steps
 
 from duet import ConfigurationError
 from duet._concurrency import map_unordered
@@ -359,6 +362,23 @@ async def test_cancellation_reaches_a_waiting_source() -> None:
             scope.cancel()
             await checkpoint()
     assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_cancelled_map_never_looks_complete(backend: str) -> None:
+    """Wherever a map is cancelled, its reader is cancelled too, and does not see the end of the results instead."""
+
+    async def trial(number: int) -> tuple[list[int] | None, bool]:
+        with counted_steps() as steps:
+            found = await cancelled(steps, number, functools.partial(collect, staggered, range(4), 3))
+            return found, steps.came()
+
+    for number in itertools.count(1):
+        found, came = anyio.run(trial, number, backend=backend)
+        assert found is None or sorted(found) == list(range(4))
+        if not came:
+            break
+    assert number > 20
 
 
 async def test_maps_may_be_nested() -> None:

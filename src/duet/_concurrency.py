@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from duet._errors import ConfigurationError
@@ -43,7 +44,8 @@ async def map_unordered(
                 await channel.send(await function(index, value))
 
     raised: BaseException | None = None
-    async with anyio.create_task_group() as group, receive:
+    # The stream is closed when no worker is left, since one that is cancelled must not find it broken instead.
+    async with receive, anyio.create_task_group() as group:
         group.start_soon(work, send)
         try:
             yield _Results(receive, numbered)
@@ -117,6 +119,8 @@ class _Results(Generic[R]):
         try:
             return await self._receive.receive()
         except anyio.EndOfStream:
+            # Workers that are cancelled end the stream too, and may do so before the cancellation reaches its reader.
+            await checkpoint_if_cancelled()
             if self._source.failure is not None:
                 raise self._source.failure from None
             raise StopAsyncIteration from None
