@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -33,6 +33,7 @@ class HttpxTransport:
         method = "GET" if content is None else "POST"
         extensions = {"timeout": {"connect": connect}}
         request = httpx.Request(method, url, headers=headers, content=content, extensions=extensions)
+        request.stream = _OnePiece(content or b"")
         try:
             response = await self._transport.handle_async_request(request)
         except Exception as exc:
@@ -45,3 +46,21 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
+
+
+class _OnePiece(httpx.AsyncByteStream):
+    """A body to be sent.
+
+    That of httpx is an async generator, which a cancelled send leaves to the garbage collector, of which trio complains.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._pieces = iter((content,))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
