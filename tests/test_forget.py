@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
 
+import attrs
 import pytest
+from evaluations import prepared, tools
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from duet import (
     Completion,
+    CompletionError,
     CueExtractor,
     CuePrompt,
+    Example,
     Interaction,
     Item,
     JointProfiler,
     JointPrompt,
+    LeakageReward,
     Ledger,
     LedgerError,
     LLMRecommender,
+    NextItemReward,
+    RatingError,
+    RatingReward,
+    RewardEnv,
+    Sampling,
     User,
 )
 from duet.testing import ScriptedEndpoint, completion_text
+from duet_train.baselines import IndependentProfiler
+from duet_train.choice import choose
+from duet_train.dataset import training_rows
+from duet_train.group_maker import GroupMaker
+from duet_train.methods import METHODS, build
+from duet_train.settings import Settings as TrainingSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +125,80 @@ async def test_streamed_profiles_are_somebodys_too(path: Path) -> None:
         assert await ledger.forget("bob") == 1
 
 
+async def test_average_of_all_is_everybodys(path: Path) -> None:
+    """Where the prompt states the average of all evidence, all who rated are in it."""
+    async with Ledger(path) as ledger:
+        prompt = JointPrompt(evidence_limit=1, averages="all")
+        await JointProfiler(ScriptedEndpoint(completion_text()), prompt=prompt, ledger=ledger).profile(
+            *pair("ann", "bob", "cid")
+        )
+        assert await ledger.forget("bob") == 1
+
+
+async def test_one_side_is_nobody_elses(path: Path) -> None:
+    """A prompt of the user alone is not the reviewers', and one of the item alone not the user's."""
+    async with Ledger(path) as ledger:
+        await IndependentProfiler(ScriptedEndpoint([completion_text()] * 2), ledger=ledger).profile(*pair("ann", "bob"))
+        assert await ledger.forget("ann") == 1
+        assert await ledger.forget("bob") == 1
+
+
+async def test_rewards_are_somebodys_too(path: Path) -> None:
+    """What a reward was made from goes with either of those whose interactions are in the profile."""
+    user, item = pair("ann", "bob")
+    completion = completion_text(user_profile=f"{SECRET} by ann")
+    async with Ledger(path) as ledger:
+        rating = RatingReward(LLMRecommender(ScriptedEndpoint("<rating>4</rating>"), mode="decimal", ledger=ledger))
+        choice = NextItemReward(ScriptedEndpoint("A"), items=[item, Item("j", title="Other")], ledger=ledger)
+        reward = await RewardEnv([rating, choice]).score(completion, Example(user, item, 4.0))
+        assert reward.error is None
+        assert await ledger.forget("bob") == 2
+        assert f"{SECRET} by ann".encode() not in raw(path)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("10h", "template")])
+@pytest.mark.parametrize("gone", ["ann", "bob"])
+async def test_every_method_of_an_evaluation_forgets(path: Path, name: str, gone: str) -> None:
+    """Whichever method wrote, with whatever success, nothing that the user wrote is left."""
+    endpoint = ScriptedEndpoint(lambda messages, sampling: "1: dice, maps\n2: trains, birds")
+    async with Ledger(path) as ledger:
+        profiler = build(name, attrs.evolve(tools(path.parent, endpoint), ledger=ledger))
+        with suppress(CompletionError):
+            await profiler.profile(*pair("ann", "bob"))
+        assert await ledger.count() >= 1
+        await ledger.forget(gone)
+        assert f"{SECRET} by {gone}".encode() not in raw(path)
+        assert gone.encode() not in raw(path)
+
+
+async def test_chosen_items_are_somebodys_too(path: Path) -> None:
+    """A choice by the profile of a user goes with the user."""
+    async with Ledger(path) as ledger:
+        with suppress(RatingError):
+            sampling = Sampling(max_tokens=1)
+            await choose(ScriptedEndpoint("A"), "words", ["x", "y"], sampling=sampling, ledger=ledger, users=["ann"])
+        assert await ledger.forget("ann") == 1
+
+
+async def test_explored_groups_are_somebodys_too(path: Path) -> None:
+    """The samples of a group go with the user that they were written for."""
+    settings = TrainingSettings(rows=1)
+    (row,) = training_rows(prepared(path.parent / "data"), settings, seed=0)
+    async with Ledger(path) as ledger:
+        maker = GroupMaker(
+            {"one": ScriptedEndpoint([completion_text()] * 3)},
+            lambda schema: RewardEnv([LeakageReward()], schema=schema),
+            ledger,
+            arms=[("one", 1.0)] * 3,
+            sampling=Sampling(),
+            seed=0,
+            constrained=False,
+            concurrency=2,
+        )
+        await maker.group(row)
+        assert await ledger.forget(row.example.user.id) == 3
+
+
 async def test_no_trace_is_left_in_the_files(path: Path) -> None:
     """No byte of the file or of its log holds what the forgotten user wrote, while the ledger is still open."""
     async with Ledger(path) as ledger:
@@ -153,10 +244,11 @@ async def test_all_of_those_and_nothing_else(
         assert left == [number for number, users in enumerate(rows) if gone not in users]
 
 
-async def test_another_reader_is_told(path: Path) -> None:
+async def test_another_reader_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process reads the file, its log cannot be emptied: that is an error, and a second call mends it."""
     import sqlite3
 
+    monkeypatch.setattr("duet._ledger_file._BUSY_SECONDS", 0.05)
     async with Ledger(path) as ledger:
         await put(ledger, "a", ["ann"])
         other = sqlite3.connect(path)

@@ -85,7 +85,7 @@ def pairs_of(count: int) -> list[tuple[User, Item]]:
 
 async def put(ledger: Ledger, digest: str = "d", completion: Completion = Completion(TEXT)) -> None:
     """Keep something."""
-    await ledger.put(digest, completion, model="m", messages=MESSAGES)
+    await ledger.put(digest, completion, model="m", messages=MESSAGES, users=[])
 
 
 async def profile_all(profiler: JointProfiler, count: int) -> list[Outcome]:
@@ -150,7 +150,7 @@ async def test_replayed_stream_may_be_left_early(path: Path) -> None:
 async def test_replayed_completion_says_so(path: Path) -> None:
     """Of a completion that was not asked for now, the usage was paid before: it is marked."""
     async with Ledger(path) as ledger:
-        found = [await ledger.generate(ScriptedEndpoint(TEXT), MESSAGES, Sampling()) for _ in range(2)]
+        found = [await ledger.generate(ScriptedEndpoint(TEXT), MESSAGES, Sampling(), users=[]) for _ in range(2)]
     assert [(one.from_ledger, one.usage) for one in found] == [(False, found[0].usage), (True, found[0].usage)]
 
 

@@ -104,7 +104,7 @@ async def test_generations_are_counted_made_or_not(tmp_path: Path) -> None:
         for _ in range(2):
             counting = CountingLedger(ledger)
             for _ in range(3):
-                await counting.generate(endpoint, MESSAGES, Sampling())  # type: ignore[arg-type]
+                await counting.generate(endpoint, MESSAGES, Sampling(), users=[])  # type: ignore[arg-type]
             assert counting.calls == 3
     assert len(endpoint.calls) == 1
 
@@ -113,7 +113,7 @@ async def test_counting_ledger_keeps_in_the_other(tmp_path: Path) -> None:
     """What is put into it is found in the other, and the other way round."""
     async with Ledger(tmp_path / "ledger.sqlite") as ledger:
         counting = CountingLedger(ledger)
-        await counting.put("digest", Completion("Moby"), model="m", messages=())
+        await counting.put("digest", Completion("Moby"), model="m", messages=(), users=[])
         kept, seen = await ledger.get("digest"), await counting.get("digest")
     assert kept is not None
     assert seen == kept

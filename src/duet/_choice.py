@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, EndpointRejected
-from duet._ledger import Ledger, read_through
+from duet._ledger import Ledger, read_through, subjects
 from duet._parser import parse_choice
 from duet._prompts import choice_prompt, quote
 from duet._recommender import expected_rating, few_tokens, one_scored_token
@@ -96,7 +96,8 @@ class NextItemReward:
     async def _score_one(self, profile: JointProfile, example: Example) -> TermScore:
         titles, right = self._question(example)
         messages = choice_prompt(user_text(profile), titles)
-        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling)
+        users = subjects(self._ledger, example.user, example.item)
+        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, None, users)
         if self._mode == "expected":
             return TermScore(_probability(completion, right, len(titles)))
         return TermScore(float(parse_choice(completion.text, len(titles)) == right))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError
-from duet._ledger import Ledger, read_through, subjects
+from duet._ledger import Ledger, read_through
 from duet._parser import SectionParser
 from duet._prompts import CuePrompt
 from duet._records import Item, User
@@ -55,7 +55,7 @@ class CueExtractor:
         """
         schema = self._prompt.schema
         messages = self._prompt.render(user, item)
-        users = subjects(self._ledger, user, item, self._prompt.evidence_limit)
+        users = self._prompt.subjects(user, item)
         completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, schema, users)
         parser = SectionParser(schema)
         parser.feed(completion.text)

@@ -7,8 +7,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from os import PathLike, fspath
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ import attrs
 
 from duet._endpoint import Endpoint
 from duet._errors import LedgerError
+from duet._ledger_file import append, forget, is_of_the_file, meaning, open_file
 from duet._prompts import Message
 from duet._records import Item, User
 from duet._results import Completion, TokenLogprob, Usage
@@ -25,29 +26,6 @@ from duet._schema import ProfileSchema
 from duet._settings import Sampling
 
 T = TypeVar("T")
-
-_BUSY_SECONDS = 10.0
-_TABLES = (
-    """
-    CREATE TABLE IF NOT EXISTS generations (
-        id INTEGER PRIMARY KEY,
-        digest TEXT NOT NULL,
-        created REAL NOT NULL,
-        model TEXT NOT NULL,
-        messages TEXT NOT NULL,
-        completion TEXT NOT NULL
-    ) STRICT
-    """,
-    "CREATE INDEX IF NOT EXISTS generations_by_digest ON generations (digest, id)",
-    """
-    CREATE TABLE IF NOT EXISTS subjects (
-        user TEXT NOT NULL,
-        generation INTEGER NOT NULL,
-        PRIMARY KEY (user, generation)
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX IF NOT EXISTS subjects_by_generation ON subjects (generation)",
-)
 
 
 class Ledger:
@@ -57,14 +35,18 @@ class Ledger:
     kept too: a completion is never re-rolled in silence. Rows survive the death of the process as soon as the result
     was handed over. May be shared by any number of tasks; SQLite runs in a worker thread.
 
+    A generation that is finished and cannot be written, on a full disk for example, raises and is kept in memory. Until
+    it is written every further use raises before anything is asked of an endpoint, so nothing is paid for in vain.
+
     Args:
-        path: The file; it is made where it does not exist, its folder is not.
+        path: The file, on a disk of this machine; it is made where it does not exist, its folder is not.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = fspath(path)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
+        self._unwritten: list[tuple[tuple[Any, ...], Sequence[str]]] = []
 
     def __repr__(self) -> str:
         return f"Ledger({self._path!r})"
@@ -87,7 +69,7 @@ class Ledger:
         sampling: Sampling,
         *,
         schema: ProfileSchema | None = None,
-        users: Iterable[str] = (),
+        users: Iterable[str],
     ) -> Completion:
         """The generation from the ledger, or from the endpoint and then kept.
 
@@ -96,7 +78,7 @@ class Ledger:
             messages: The prompt.
             sampling: How to sample.
             schema: The shape that is asked for, where there is one.
-            users: Ids of all whose interactions the prompt shows, for `forget`.
+            users: Ids of all whose interactions the prompt shows or was made from, for `forget`.
 
         Raises:
             EndpointError: The infrastructure's fault; nothing is kept.
@@ -143,7 +125,7 @@ class Ledger:
         *,
         model: str,
         messages: Sequence[Message],
-        users: Iterable[str] = (),
+        users: Iterable[str],
     ) -> None:
         """Append a generation. A cancelled caller waits for the row to be written.
 
@@ -152,15 +134,20 @@ class Ledger:
             completion: Kept whole, log-probabilities and reasoning included.
             model: The name that was asked for; the one that answered is in `completion`.
             messages: The prompt, kept for audits.
-            users: Ids of all whose interactions the prompt shows, for `forget`.
+            users: Ids of all whose interactions the prompt shows or was made from, for `forget`.
 
         Raises:
-            LedgerError: The file cannot be written.
+            LedgerError: The file cannot be written. The next use tries again before anything else.
         """
         row = (digest, time.time(), model, _dump(list(messages)), _dump(_fields(completion)))
         shown = sorted(set(users))
         with anyio.CancelScope(shield=True):
-            await self._run(lambda connection: _append(connection, row, shown))
+            try:
+                await self._run(lambda connection: append(connection, row, shown))
+            except LedgerError as exc:
+                if is_of_the_file(exc.__cause__):
+                    self._unwritten.append((row, shown))
+                raise
 
     async def forget(self, user: str) -> int:
         """Delete every generation whose prompt showed interactions of a user, and nothing else; how many they were.
@@ -177,7 +164,7 @@ class Ledger:
         """
         deleted = 0
         with anyio.CancelScope(shield=True):
-            deleted = await self._run(lambda connection: _forget(connection, user))
+            deleted = await self._run(lambda connection: forget(connection, user))
         return deleted  # noqa: RET504 - to a type checker a scope may swallow what happens in it
 
     async def count(self) -> int:
@@ -198,16 +185,27 @@ class Ledger:
         try:
             with self._lock:
                 if self._connection is None:
-                    self._connection = _open(self._path)
+                    self._connection = open_file(self._path)
+                self._catch_up(self._connection)
                 return work(self._connection)
         except (sqlite3.Error, ValueError) as exc:
-            raise LedgerError(f"ledger {self._path!r}: {exc}") from exc
+            raise LedgerError(f"ledger {self._path!r}: {meaning(exc)}") from exc
+
+    def _catch_up(self, connection: sqlite3.Connection) -> None:
+        """Write what could not be written before."""
+        while self._unwritten:
+            append(connection, *self._unwritten[0])
+            del self._unwritten[0]
 
     def _close(self) -> None:
         with self._lock:
             connection, self._connection = self._connection, None
             if connection is not None:
-                connection.close()
+                try:
+                    with suppress(sqlite3.Error):  # whoever put it was told
+                        self._catch_up(connection)
+                finally:
+                    connection.close()
 
 
 def digest_of(messages: Sequence[Message], model: str, sampling: Sampling, schema: ProfileSchema | None) -> str:
@@ -231,8 +229,8 @@ async def read_through(
     endpoint: Endpoint,
     messages: Sequence[Message],
     sampling: Sampling,
-    schema: ProfileSchema | None = None,
-    users: Iterable[str] = (),
+    schema: ProfileSchema | None,
+    users: Iterable[str],
 ) -> Completion:
     """`Ledger.generate`, or the endpoint alone where there is no ledger."""
     if ledger is None:
@@ -240,69 +238,9 @@ async def read_through(
     return await ledger.generate(endpoint, messages, sampling, schema=schema, users=users)
 
 
-def subjects(ledger: Ledger | None, user: User, item: Item, evidence_limit: int | None = None) -> set[str]:
-    """Ids of all whose interactions a pair's prompt may show; none where no ledger wants to know."""
-    if ledger is None or evidence_limit == 0:
-        return set() if ledger is None else {user.id}
-    return {user.id, *(row.user for row in item.evidence[-(evidence_limit or 0) :])}
-
-
-def _open(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=_BUSY_SECONDS)
-    try:
-        _in_wal_mode(connection)
-        for setting in ("PRAGMA synchronous = NORMAL", "PRAGMA secure_delete = ON"):
-            connection.execute(setting)
-        with _transaction(connection):
-            for table in _TABLES:
-                connection.execute(table)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _in_wal_mode(connection: sqlite3.Connection) -> None:
-    """Change the mode; SQLite does not wait for others with this, so where several open a new file, try again."""
-    patient_until = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as exc:
-            if "locked" not in str(exc) or time.monotonic() > patient_until:
-                raise
-            time.sleep(0.01)
-
-
-def _append(connection: sqlite3.Connection, row: tuple[Any, ...], users: Sequence[str]) -> None:
-    insert = "INSERT INTO generations (digest, created, model, messages, completion) VALUES (?, ?, ?, ?, ?)"
-    with _transaction(connection):
-        number = connection.execute(insert, row).lastrowid
-        connection.executemany("INSERT INTO subjects VALUES (?, ?)", [(user, number) for user in users])
-
-
-def _forget(connection: sqlite3.Connection, user: str) -> int:
-    with _transaction(connection):
-        shown = "SELECT generation FROM subjects WHERE user = ?"
-        deleted = connection.execute(f"DELETE FROM generations WHERE id IN ({shown})", (user,)).rowcount  # noqa: S608
-        connection.execute(f"DELETE FROM subjects WHERE generation IN ({shown})", (user,))  # noqa: S608
-    connection.execute("VACUUM")
-    (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise sqlite3.OperationalError("another process has the file open, so its log could not be emptied")
-    return int(deleted)
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def subjects(ledger: Ledger | None, user: User, item: Item) -> frozenset[str]:
+    """Ids of all whose interactions a pair's profiles may be made from; none where no ledger wants to know."""
+    return frozenset() if ledger is None else frozenset({user.id, *(row.user for row in item.evidence)})
 
 
 def _dump(value: Any) -> str:

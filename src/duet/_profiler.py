@@ -15,7 +15,7 @@ from duet._concurrency import map_unordered
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, IncompleteStream, RecordError
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
-from duet._ledger import Ledger, digest_of, read_through, subjects
+from duet._ledger import Ledger, digest_of, read_through
 from duet._log import log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
@@ -133,7 +133,7 @@ class JointProfiler:
             raise RecordError(f"a pair is a User and an Item, got {type(user).__name__} and {type(item).__name__}")
         schema = self._prompt.schema_for(cues)
         sampling = self._sampling.under_grammar(schema.grammar()) if self._constrained else self._sampling
-        users = subjects(self._ledger, user, item, self._prompt.evidence_limit)
+        users = frozenset[str]() if self._ledger is None else self._prompt.subjects(user, item)
         return _Job(self._prompt.render(user, item, cues=cues), sampling, schema, users)
 
     @asynccontextmanager
@@ -233,7 +233,7 @@ class _Job:
     messages: tuple[Message, ...]
     sampling: Sampling
     schema: ProfileSchema
-    users: set[str]
+    users: frozenset[str]
 
 
 class _Replay:

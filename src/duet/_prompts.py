@@ -157,6 +157,16 @@ class JointPrompt:
             {"role": "user", "content": "\n".join(parts)},
         )
 
+    def subjects(self, user: User, item: Item) -> frozenset[str]:
+        """Ids of all whose interactions `render` shows, for `Ledger.forget`.
+
+        Args:
+            user: As for `render`.
+            item: As for `render`.
+        """
+        shown = item.evidence if self.averages == "all" else _latest(item.evidence, self.evidence_limit)
+        return frozenset({user.id, *(row.user for row in shown)})
+
     def _system(self, schema: ProfileSchema) -> str:
         blocks = " and ".join(f"<{side}_profile>" for side in schema.sides)
         lines = [_TASK, "", f"Write for {blocks}, in this order:"]

@@ -100,7 +100,7 @@ class LLMRecommender:
         messages = self._prompt.render(user, item, profile)
         # The profiles were written from the evidence, so whose rows they were is known here too.
         users = subjects(self._ledger, user, item)
-        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, users=users)
+        completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, None, users)
         if self._labels:
             return expected_rating(completion, self._labels)
         return Rating(parse_rating(completion.text, self.scale), text=completion.text, usage=completion.usage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -121,14 +121,17 @@ class PromptedProfiler:
         """The item in its own words: for methods that profile users alone."""
         return Written(describe_item(item, self.max_chars))
 
-    async def _ask(self, messages: Sequence[Message], grammar: str) -> Completion:
+    def _reviewers(self, item: Item) -> set[str]:
+        return {row.user for row in self.prompts.reviews(item)}
+
+    async def _ask(self, messages: Sequence[Message], grammar: str, users: Iterable[str]) -> Completion:
         sampling = self.sampling.under_grammar(grammar) if self.constrained else self.sampling
         if self.ledger is None:
             return await self.endpoint.generate(messages, sampling)
-        return await self.ledger.generate(self.endpoint, messages, sampling)
+        return await self.ledger.generate(self.endpoint, messages, sampling, users=users)
 
-    async def _paragraph(self, messages: Sequence[Message]) -> Written:
-        completion = await self._ask(messages, paragraph_grammar(self.max_chars))
+    async def _paragraph(self, messages: Sequence[Message], users: Iterable[str]) -> Written:
+        completion = await self._ask(messages, paragraph_grammar(self.max_chars), users)
         return Written(plain_text(completion), (completion,))
 
 
@@ -144,10 +147,10 @@ class KAR(PromptedProfiler):
     name: ClassVar[str] = "KAR"
 
     async def _user(self, user: User) -> Written:
-        return await self._paragraph(self.prompts.kar_user(user))
+        return await self._paragraph(self.prompts.kar_user(user), [user.id])
 
     async def _item(self, item: Item) -> Written:
-        return await self._paragraph(self.prompts.kar_item(item))
+        return await self._paragraph(self.prompts.kar_item(item), [])
 
 
 @attrs.frozen(eq=False)
@@ -177,11 +180,11 @@ class RLMRec(PromptedProfiler):
                 about = await self._about(attrs.evolve(item, evidence=()))
                 descriptions[row.item] = about.text
                 completions += about.completions
-        own = await self._summary(self.prompts.rlmrec_user(user, descriptions))
+        own = await self._summary(self.prompts.rlmrec_user(user, descriptions), [user.id])
         return Written(own.text, (*completions, *own.completions))
 
     async def _item(self, item: Item) -> Written:
-        return await self._summary(self.prompts.rlmrec_item(item))
+        return await self._summary(self.prompts.rlmrec_item(item), self._reviewers(item))
 
     async def _about(self, item: Item) -> Written:
         """What describes an item of the history: its summary where one is wanted and could be read."""
@@ -192,8 +195,8 @@ class RLMRec(PromptedProfiler):
                 pass  # one item that cannot be summed up does not cost the user a profile
         return Written(description(item))
 
-    async def _summary(self, messages: Sequence[Message]) -> Written:
-        completion = await self._ask(messages, json_grammar(_SUMMARY, self.max_chars))
+    async def _summary(self, messages: Sequence[Message], users: Iterable[str]) -> Written:
+        completion = await self._ask(messages, json_grammar(_SUMMARY, self.max_chars), users)
         fields = json_fields(completion, _SUMMARY, required=_SUMMARY[:1])
         return Written(fields["summarization"], (completion,))
 
@@ -210,11 +213,12 @@ class PALR(PromptedProfiler):
 
     async def _user(self, user: User) -> Written:
         rows = self.prompts.shown(user)
-        items = await self._ask(self.prompts.palr_items(user), keywords_grammar(len(rows)))
+        items = await self._ask(self.prompts.palr_items(user), keywords_grammar(len(rows)), [user.id])
         keywords = read_keywords(plain_text(items), len(rows))
         if not keywords:
             raise _unread(items, "keywords of the items")
-        own = await self._ask(self.prompts.palr_user(user, keywords), ranked_keywords_grammar(len(rows)))
+        grammar = ranked_keywords_grammar(len(rows))
+        own = await self._ask(self.prompts.palr_user(user, keywords), grammar, [user.id])
         ranked = read_ranked_keywords(plain_text(own), [quote(row.title, 200) for row in rows])
         if not ranked:
             raise _unread(own, "keywords of the user with items that support them")
@@ -234,7 +238,7 @@ class LettinGo(PromptedProfiler):
     name: ClassVar[str] = "LettinGo"
 
     async def _user(self, user: User) -> Written:
-        return await self._paragraph(self.prompts.lettingo_user(user))
+        return await self._paragraph(self.prompts.lettingo_user(user), [user.id])
 
 
 @attrs.frozen(eq=False)
@@ -250,15 +254,16 @@ class Reason4Rec(PromptedProfiler):
     name: ClassVar[str] = "Reason4Rec"
 
     async def _user(self, user: User) -> Written:
-        return await self._aspects(self.prompts.reason4rec_user(user), ("Likes", "Dislikes", "Looks for"))
+        return await self._aspects(self.prompts.reason4rec_user(user), ("Likes", "Dislikes", "Looks for"), [user.id])
 
     async def _item(self, item: Item) -> Written:
         if not self.prompts.reviews(item):
             return Written(describe_item(item, self.max_chars))
-        return await self._aspects(self.prompts.reason4rec_item(item), ("Praised", "Criticised", "For those who want"))
+        labels = ("Praised", "Criticised", "For those who want")
+        return await self._aspects(self.prompts.reason4rec_item(item), labels, self._reviewers(item))
 
-    async def _aspects(self, messages: Sequence[Message], labels: tuple[str, ...]) -> Written:
-        completion = await self._ask(messages, json_grammar(_ASPECTS, _share(self.max_chars, labels)))
+    async def _aspects(self, messages: Sequence[Message], labels: tuple[str, ...], users: Iterable[str]) -> Written:
+        completion = await self._ask(messages, json_grammar(_ASPECTS, _share(self.max_chars, labels)), users)
         fields = json_fields(completion, _ASPECTS)
         texts = [f"{label}: {text.rstrip('.')}." for label, text in zip(labels, fields.values(), strict=True) if text]
         return Written(" ".join(texts), (completion,))

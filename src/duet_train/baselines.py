@@ -113,6 +113,17 @@ class OneSidePrompt(JointPrompt):
         note = f"Only the {own}'s side is given: write of the {own} alone, for any {other}."
         return system, {"role": "user", "content": f"{note}\n\n{user_block if own == 'user' else item_block}"}
 
+    def subjects(self, user: User, item: Item) -> frozenset[str]:
+        """Ids of all whose interactions the one side shows.
+
+        Args:
+            user: As for `render`.
+            item: As for `render`.
+        """
+        if self.schema.sides == ("user",):
+            return frozenset({user.id})
+        return frozenset(row.user for row in item.evidence) & super().subjects(user, item)
+
 
 class IndependentProfiler:
     """DUET in two passes: the user's profile, then the item's, neither with a look at the other (DUET, ablation).

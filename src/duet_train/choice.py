@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from duet import Endpoint, Ledger, RatingError, Sampling, choice_prompt
 
 
 async def choose(
-    endpoint: Endpoint, profile: str, titles: Sequence[str], *, sampling: Sampling, ledger: Ledger | None
+    endpoint: Endpoint,
+    profile: str,
+    titles: Sequence[str],
+    *,
+    sampling: Sampling,
+    ledger: Ledger | None,
+    users: Iterable[str] = (),
 ) -> list[float]:
     """How likely the model finds each item: the log-probability of its letter.
 
@@ -22,6 +28,7 @@ async def choose(
         titles: The items.
         sampling: With `max_tokens` 1 and log-probabilities.
         ledger: Where finished generations are kept and looked up.
+        users: Ids of all whose interactions the profile was made from.
 
     Raises:
         EndpointError: The infrastructure's fault.
@@ -31,7 +38,7 @@ async def choose(
     if ledger is None:
         completion = await endpoint.generate(messages, sampling)
     else:
-        completion = await ledger.generate(endpoint, messages, sampling)
+        completion = await ledger.generate(endpoint, messages, sampling, users=users)
     likely: dict[str, float] = {}
     for first in completion.logprobs[:1]:
         # Some servers leave the token they chose out of the likeliest.

@@ -22,12 +22,14 @@ class Row:
         example: What a completion is scored on; the user has the recent raw rows alone, which a recommender may read.
         messages: The prompt.
         schema: The shape that a completion must have.
+        subjects: Ids of all whose interactions the prompt shows.
     """
 
     id: int
     example: Example
     messages: tuple[Message, ...] = attrs.field(repr=False)
     schema: ProfileSchema
+    subjects: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
 
 def training_rows(data: Prepared, settings: Settings, *, seed: int) -> list[Row]:
@@ -77,6 +79,7 @@ def _row(one: PreparedExample, place: int, prompt: JointPrompt, places: int) -> 
         example=attrs.evolve(one.example, user=one.recent_user),
         messages=prompt.render(one.profile_user, one.example.item),
         schema=prompt.schema,
+        subjects=prompt.subjects(one.profile_user, one.example.item),
     )
 
 

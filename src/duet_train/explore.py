@@ -37,7 +37,7 @@ PATIENCE = 8
 class ExploreSettings(Settings):
     """What exploring needs to know: who samples, how often and how hot."""
 
-    output_dir: str = option("", "folder for groups.jsonl, the table, the card and the ledger")
+    output_dir: str = option("", "folder for groups.jsonl, the table, the card and, unless named, the ledger")
     seed: int = option(0, "of the rows that are drawn, and of the sampling")
     generators: str = option("", "who samples: URL,MODEL of one or more endpoints (URL,MODEL,KEY_VARIABLE), or local")
     temperatures: str = option("1.0", "at which each of them samples")
@@ -181,7 +181,7 @@ async def _explore(settings: ExploreSettings, data: Prepared, rows: Sequence[Row
     generators = parse_generators(settings.generators)
     opened = open_generators(generators, rows, max_tokens=settings.max_tokens, key_variable=settings.api_key_env)
     async with (
-        Ledger(folder / "ledger.sqlite") as ledger,
+        Ledger(settings.ledger or folder / "ledger.sqlite") as ledger,
         open_envs(settings, data, ledger=ledger) as envs,
         opened as endpoints,
     ):

@@ -124,7 +124,7 @@ async def choice_table(
     table = {}
     for name, one in _unaware(judged):
         if any(made.profile is None or made.profile.user is not None for made in one.made):
-            hits = await _hits(one.made, sets, titles, tools)
+            hits = await _hits(rows, one.made, sets, titles, tools)
             found = hits[~np.isnan(hits)]
             table[name] = {"accuracy": attrs.asdict(mean_interval(found)), "failed": hits.size - found.size}
     return table
@@ -144,7 +144,11 @@ def _titles(data: Prepared, catalogue: Catalogue, sets: Sequence[CandidateSet]) 
 
 
 async def _hits(
-    made: Sequence[Made], sets: Sequence[CandidateSet], titles: Sequence[Sequence[str]], tools: Tools
+    rows: Sequence[PreparedExample],
+    made: Sequence[Made],
+    sets: Sequence[CandidateSet],
+    titles: Sequence[Sequence[str]],
+    tools: Tools,
 ) -> Floats:
     """1 for each row where the likeliest letter is the right one, a share where it ties; nan where there is none."""
     sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20)
@@ -153,8 +157,10 @@ async def _hits(
         text = user_text(made[row].profile)
         if not text:
             return math.nan
+        example = rows[row].example
+        users = {example.user.id, *(one.user for one in example.item.evidence)}
         try:
-            scores = await choose(tools.judge, text, titles[row], sampling=sampling, ledger=tools.ledger)
+            scores = await choose(tools.judge, text, titles[row], sampling=sampling, ledger=tools.ledger, users=users)
         except DuetError:
             return math.nan
         return hit_rate_at_k(scores, sets[row].position, 1)

@@ -86,7 +86,9 @@ class GroupMaker:
             try:
                 async with self._limit:
                     sampling = self._sampling(place, row.schema)
-                    made[place] = await self._ledger.generate(endpoint, row.messages, sampling, schema=row.schema)
+                    made[place] = await self._ledger.generate(
+                        endpoint, row.messages, sampling, schema=row.schema, users=row.subjects
+                    )
             except Exception as exc:  # raised below: a task group would wrap it, and cancel the others
                 errors.append(exc)
 

@@ -87,7 +87,7 @@ class CountingLedger(Ledger):
         *,
         model: str,
         messages: Sequence[Message],
-        users: Iterable[str] = (),
+        users: Iterable[str],
     ) -> None:
         """As the other ledger's."""
         await self._ledger.put(digest, completion, model=model, messages=messages, users=users)

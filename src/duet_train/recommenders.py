@@ -71,7 +71,7 @@ class Opened:
     Args:
         settings: Checked.
         data: What prepare wrote.
-        ledger: Where finished answers are kept and looked up.
+        ledger: Where finished answers are kept and looked up, instead of the file that the settings name.
         embedder: For terms in embedding space, instead of the one that the settings name.
     """
 
@@ -87,6 +87,9 @@ class Opened:
 
     async def __aenter__(self) -> Opened:
         await self._stack.__aenter__()
+        if self._ledger is None and self._settings.ledger:
+            self._ledger = await self._stack.enter_async_context(Ledger(self._settings.ledger))
+            await self._ledger.get("")  # a file that cannot be used ends the run before the first reward
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
@@ -202,8 +205,11 @@ async def open_envs(
     Args:
         settings: Checked.
         data: What prepare wrote.
-        ledger: Where finished answers are kept and looked up.
+        ledger: Where finished answers are kept and looked up, instead of the file that the settings name.
         embedder: For terms in embedding space, instead of the one that the settings name.
+
+    Raises:
+        LedgerError: The file cannot be used.
     """
     async with Opened(settings, data, ledger=ledger, embedder=embedder) as opened:
         terms = [await opened.term(name, weight) for name, weight in settings.terms.items()]

@@ -41,7 +41,9 @@ class TRLReward:
     """Gives TRL the rewards of its completions.
 
     The env is made on the event loop that asks first, which is TRL's own, since an HTTP client belongs to one loop. A
-    reward without a value stays None, so that TRL leaves the completion out of its group: it is never 0.
+    reward without a value stays None, so that TRL leaves the completion out of its group: it is never 0. Rewards are
+    remembered for as long as it lives; beyond that, the answers of a recommender with a ledger are kept there, each as
+    soon as it came, so that a run that was killed in mid-batch asks only for the rest.
 
     Args:
         open_envs: Opens the way to the env of each schema.

@@ -63,6 +63,7 @@ class Settings:
     contrastive_temperature: float = option(0.1, "of the term contrastive, and of the updates of a trainable embedder")
     embedder_learning_rate: float = option(1e-5, "of a trainable embedder, which is updated after each step")
     strict_paper: bool = option(False, "the format penalty for an unreadable answer of the recommender too")
+    ledger: str = option("", "file that keeps the recommender's answers, so that no reward is paid for twice")
     reward_attempts: int = option(2, "how often a reward that failed is asked for in all")
     max_failed_share: float = option(0.5, "stop when more of a step's rewards fail")
     rollouts: str = option("shared_prefix", "who samples: shared_prefix, trl, or server")
