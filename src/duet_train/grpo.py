@@ -89,6 +89,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     from duet_train.models import load_policy, load_tokenizer, prompt_ids
     from duet_train.preflight import Preflight
     from duet_train.rewards import TRLReward
+    from duet_train.trainers import train
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0
@@ -160,8 +161,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     for update in updates:
         update.reward = reward
     try:
-        checkpoint = last_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        train(trainer, last_checkpoint(folder))
     except BaseException:
         if main:
             card.update(status="aborted")

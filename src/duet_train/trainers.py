@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -31,6 +33,24 @@ def quiet(trainer: type[Any]) -> type[Any]:
         trainer: A class of TRL's.
     """
     return type(trainer.__name__, (Quiet, trainer), {})
+
+
+def train(trainer: Any, checkpoint: Path | None) -> None:
+    """Train to the end.
+
+    Args:
+        trainer: Of transformers or TRL.
+        checkpoint: Where to go on from; None at the start. Where the run had its last step there, none is added, as the
+            trainer itself would.
+    """
+    # Sharded weights are loaded by the trainer's own loop alone.
+    if checkpoint is not None and trainer.args.world_size == 1:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= (trainer.args.max_steps if trainer.args.max_steps > 0 else state["max_steps"]):
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state.global_step = state["global_step"]
+            return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 SHOWN = {
