@@ -40,10 +40,10 @@ def main() -> int:
     found = {name: _checked(name, args.quick) for name in checks.CHECKS}
     print(file=sys.stderr)
     reached = [(goal, goal.measured(costs, found)) for goal in GOALS]
-    _print_tables(costs, reached, about)
     goals = {goal.name: {"value": value, "must": goal.must, "aim": goal.aim} for goal, value in reached}
     path = args.json or RESULTS / f"speed-{about['date'][:10]}.json"
     _write(path, about | {"goals": goals, "checks": found} | asdict(costs))
+    _print_tables(costs, reached, about)
     return int(any(goal.verdict(value) == "MISSED" for goal, value in reached))
 
 
@@ -107,8 +107,8 @@ def _cells(costs: Costs, name: str) -> list[str]:
         cost = costs.median(load.name, name)
         floor = costs.ratio("floor", load.name, name, load.name)
         usual = costs.ratio("AsyncOpenAI", load.name, name, load.name)
-        notes = [f"{floor:.2f}"] * (floor is not None) + [f"× {usual:.1f}"] * (usual is not None)
-        cells.append("" if cost is None else " · ".join([f"{cost / load.chunks:.3g}", *notes]))
+        figures = (("{:.3g}", cost and cost / load.chunks), ("{:.2f}", floor), ("× {:.1f}", usual))
+        cells.append(" · ".join(form.format(figure) for form, figure in figures if figure is not None))
     return cells
 
 
