@@ -8,10 +8,10 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from cores import waited_for_a_core
 from fault_table import TABLE, Trouble
 from leaks import nothing_left
 from wires import endpoint_at
@@ -86,14 +86,6 @@ async def served(trouble: Trouble) -> AsyncIterator[tuple[str, FakeServer | None
                 client.setblocking(False)
                 client.connect_ex(listener.getsockname())
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", None
-
-
-def waited_for_a_core() -> float:
-    """Seconds in which this thread could have run and other processes had the cores, where the system tells."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-    except OSError:
-        return 0.0
 
 
 def check(result: Result, trouble: Trouble) -> None:
