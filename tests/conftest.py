@@ -11,10 +11,10 @@ _SURVIVED = pytest.StashKey[bool]()
 
 
 @pytest.fixture
-def tally() -> Callable[[str, int, int], None]:
-    """Counts what a test tries many of: `tally(row, tried, survived)`, called before the assertion that may fail.
+def tally() -> Callable[..., None]:
+    """Counts what a test tries many of: `tally(row, tried, survived, note="")`, before the assertion that may fail.
 
-    `make reliability` sums the counts; without it they go nowhere.
+    `make reliability` sums the counts and shows the last note; without it they go nowhere.
     """
     return _count
 
@@ -36,10 +36,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def _count(row: str, tried: int, survived: int) -> None:
+def _count(row: str, tried: int, survived: int, note: str = "") -> None:
     if path := os.environ.get("DUET_TALLY"):
         with open(path, "a", encoding="utf-8") as file:
-            print(json.dumps({"row": row, "tried": tried, "survived": survived}), file=file)
+            print(json.dumps({"row": row, "tried": tried, "survived": survived, "note": note}), file=file)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -51,7 +51,7 @@ class HttpxTransport:
 class _OnePiece(httpx.AsyncByteStream):
     """A body to be sent.
 
-    That of httpx is an async generator, which a cancelled send leaves to the garbage collector, of which trio complains.
+    That of httpx is an async generator, which a cancelled send leaves to the garbage collector, and trio complains.
     """
 
     def __init__(self, content: bytes) -> None:
