@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test lint docs bench reliability clean
 
 demo: .venv/local
 	$(BIN)/python -m duet demo
@@ -22,6 +22,10 @@ lint: .venv/lint .venv/test .venv/evaluate
 # Needs a C compiler (CC) too. A first look in some minutes: make bench BENCH=--quick
 bench: .venv/bench
 	$(BIN)/python benchmarks/speed $(BENCH)
+
+# An hour; the short form is part of the tests: make reliability RELIABILITY=--quick
+reliability: .venv/test .venv/evaluate .venv/local .venv/train
+	$(BIN)/python benchmarks/reliability.py $(RELIABILITY)
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,16 +1,21 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests, and how `make reliability` counts: see `benchmarks/reliability.py`."""
 
 import gc
+import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+TALLY = os.environ.get("DUET_TALLY")
 _SURVIVED = pytest.StashKey[bool]()
+# A test in which the caller's own settings, records or files must end in a typed error, or a command in one sentence.
+_REFUSES = re.compile(r"raises\((RecordError|ConfigurationError|LedgerError)\b|def test_mistake_is_one_sentence")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tally() -> Callable[..., None]:
     """Counts what a test tries many of: `tally(row, tried, survived, note="")`, before the assertion that may fail.
 
@@ -22,6 +27,22 @@ def tally() -> Callable[..., None]:
 def pytest_configure(config: pytest.Config) -> None:
     """The mark `counted(row)` counts each of a test's cases as one try, survived where it passes."""
     config.addinivalue_line("markers", "counted(row): each case is one try in this row of `make reliability`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where it is counted, only what counts runs; tests of bad inputs are told by what they demand."""
+    if TALLY is None:
+        return
+    for item in items:
+        if isinstance(item, pytest.Function) and _REFUSES.search(inspect.getsource(item.function)):
+            item.add_marker(pytest.mark.counted("bad inputs"))
+    counting = [item for item in items if item.get_closest_marker("counted") or "tally" in _fixtures(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(counting)])
+    items[:] = counting
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -37,8 +58,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _count(row: str, tried: int, survived: int, note: str = "") -> None:
-    if path := os.environ.get("DUET_TALLY"):
-        with open(path, "a", encoding="utf-8") as file:
+    if TALLY is not None:
+        with open(TALLY, "a", encoding="utf-8") as file:
             print(json.dumps({"row": row, "tried": tried, "survived": survived, "note": note}), file=file)
 
 

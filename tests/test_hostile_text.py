@@ -1,16 +1,18 @@
 """Text from the data stays data: it closes no block, reaches no other role, forges no section and no special token.
 
-`DUET_HOSTILE=20000` generates as many cases; a hundred by default.
+`DUET_HOSTILE=20000` generates as many cases a test; a hundred by default.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 from hostile import CASES, hostile_texts
@@ -34,8 +36,10 @@ from duet import (
 )
 from duet.testing import completion_text
 
+Test = TypeVar("Test", bound=Callable[..., None])
+EXAMPLES = int(os.environ.get("DUET_HOSTILE", "100"))
 MANY = settings(
-    max_examples=int(os.environ.get("DUET_HOSTILE", "100")),
+    max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
@@ -48,6 +52,29 @@ PROMPTS = [
 
 # What opens or closes something for a parser of ours or for a chat template.
 SPECIAL = re.compile(r"[<>]|\[/?[A-Z_]{3,}\]")
+
+
+pytestmark = pytest.mark.timeout(60 + EXAMPLES)
+_counts = {"tried": 0, "survived": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tallied(tally: Callable[..., None]) -> Iterator[None]:
+    """All generated cases together."""
+    yield
+    tally("hostile texts", **_counts)
+
+
+def case(test: Test) -> Test:
+    """Count each case that Hypothesis makes."""
+
+    @functools.wraps(test)
+    def counted(**values: Any) -> None:
+        _counts["tried"] += 1
+        test(**values)
+        _counts["survived"] += 1
+
+    return cast(Test, counted)
 
 
 def texts() -> st.SearchStrategy[str]:
@@ -98,6 +125,7 @@ def system_of(prompt: JointPrompt) -> str:
     return prompt.render(User("u"), Item("i"))[0]["content"]
 
 
+@pytest.mark.counted("hostile texts")
 @pytest.mark.parametrize(("family", "text"), CASES)
 def test_quoted_text_is_one_harmless_line(family: str, text: str) -> None:
     """Whatever the family, what is quoted has no line break, bracket of a tag, special token or control character."""
@@ -111,6 +139,7 @@ def test_quoted_text_is_one_harmless_line(family: str, text: str) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["joint", "user alone", "cues"])
 @MANY
 @given(pair=pairs())
+@case
 def test_data_never_reaches_the_system_message(prompt: JointPrompt, pair: tuple[User, Item]) -> None:
     """The system message is the same whatever the data say, and there are two messages."""
     messages = rendered(prompt, pair)
@@ -121,6 +150,7 @@ def test_data_never_reaches_the_system_message(prompt: JointPrompt, pair: tuple[
 
 @MANY
 @given(pair=pairs())
+@case
 def test_data_never_opens_or_closes_anything(pair: tuple[User, Item]) -> None:
     """The data's message holds no bracket of a tag and no special token of a template."""
     messages = rendered(JointPrompt(), pair)
@@ -130,6 +160,7 @@ def test_data_never_opens_or_closes_anything(pair: tuple[User, Item]) -> None:
 
 @MANY
 @given(pair=pairs())
+@case
 def test_every_line_is_ours(pair: tuple[User, Item]) -> None:
     """As many lines as the records make, each beginning as we begin it: nothing forges a row, a heading or a block."""
     user, item = pair
@@ -147,6 +178,7 @@ def test_every_line_is_ours(pair: tuple[User, Item]) -> None:
 
 @MANY
 @given(pair=pairs(), user=texts(), item=texts())
+@case
 def test_profiles_stay_profiles_before_the_recommender(pair: tuple[User, Item], user: str, item: str) -> None:
     """What a policy wrote opens nothing in the recommender's prompt either, and cannot reach its system message."""
     profile = JointProfile(user=Profile(text=user), item=Profile(text=item))
@@ -161,6 +193,7 @@ def test_profiles_stay_profiles_before_the_recommender(pair: tuple[User, Item], 
 
 @MANY
 @given(inside=texts(), slot=st.sampled_from([f"{side}_{name}" for side, name in ProfileSchema().slots]))
+@case
 def test_quoted_data_forges_no_section(inside: str, slot: str) -> None:
     """A model that copies quoted data into a section, whatever it is, changes that section alone."""
     copied = f"x {quote(inside)} x"

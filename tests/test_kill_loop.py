@@ -12,6 +12,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,19 +68,33 @@ def acknowledged(child: subprocess.Popen[str], *, stop_after: int | None) -> set
     return seen
 
 
+def digests(path: Path) -> list[tuple[str]]:
+    """Of all rows of a ledger."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT digest FROM generations").fetchall()
+
+
 @pytest.mark.timeout(60 + 3 * KILLS)
-def test_killed_runs_lose_nothing(tmp_path: Path) -> None:
+def test_killed_runs_lose_nothing(tmp_path: Path, tally: Callable[..., None]) -> None:
     """However often it is killed: a pair is kept once, what was acknowledged stays, and little is sent again."""
     path = tmp_path / "ledger.sqlite"
     had: set[int] = set()
-    with FakeServer(Answer(completion_text())).run_in_thread() as server:
-        for _ in range(KILLS):
-            had |= acknowledged(start(server, path), stop_after=random.randint(1, 20))
-            rows = sqlite3.connect(path).execute("SELECT digest FROM generations").fetchall()
-            assert len(rows) == len(set(rows)) >= len(had)
-        last = start(server, path)
-        assert acknowledged(last, stop_after=None) == set(range(PAIRS))
-        assert last.returncode == 0
-        assert len(server.requests) <= PAIRS + KILLS * CONCURRENCY
-    digests = sqlite3.connect(path).execute("SELECT digest FROM generations").fetchall()
-    assert len(digests) == len(set(digests)) == PAIRS
+    survived = 0
+    try:
+        with FakeServer(Answer(completion_text())).run_in_thread() as server:
+            for _ in range(KILLS):
+                had |= acknowledged(start(server, path), stop_after=random.randint(1, 20))
+                rows = digests(path)
+                assert len(rows) == len(set(rows)) >= len(had)
+                survived += 1
+            last = start(server, path)
+            assert acknowledged(last, stop_after=None) == set(range(PAIRS))
+            assert last.returncode == 0
+            assert len(server.requests) <= PAIRS + KILLS * CONCURRENCY
+        rows = digests(path)
+        assert len(rows) == len(set(rows)) == PAIRS
+    except AssertionError:
+        survived = min(survived, KILLS - 1)
+        raise
+    finally:
+        tally("kills", KILLS, survived)
