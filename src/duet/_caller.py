@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 import anyio
 
@@ -16,7 +16,7 @@ from duet._errors import ConfigurationError, EndpointError, EndpointRejected, En
 from duet._log import log
 from duet._settings import Deadlines
 from duet._sse import ErrorObject, ProtocolViolation, load, read_error
-from duet._wire import Answer, Wire, WireFailure
+from duet._wire import Answer, Wire, WireFailure, redacted
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -78,10 +78,14 @@ class Caller:
         except TimeoutError as exc:
             raise self.unavailable(f"no answer within {anyio.current_time() - started:.3g} s") from exc
         except WireFailure as exc:
-            raise self.unavailable(str(exc)) from exc
+            error = self.unavailable(str(exc), cause=exc)
+        else:
+            return await self._accepted(Exchange(self, answer, ends))
+        raise error  # here, where the failure is not its context
+
+    async def _accepted(self, exchange: Exchange) -> Exchange:
         self._answered = True
-        exchange = Exchange(self, answer, ends)
-        if answer.status == 200 and not exchange.is_html:
+        if exchange.status == 200 and not exchange.is_html:
             return exchange
         try:
             raise await exchange.refusal()
@@ -97,16 +101,25 @@ class Caller:
         finally:
             await exchange.aclose()
 
-    def unavailable(self, what: str, status_code: int | None = None) -> EndpointUnavailable:
+    def unavailable(
+        self, what: str, status_code: int | None = None, cause: Exception | None = None
+    ) -> EndpointUnavailable:
         """The error that says so, naming the endpoint."""
         address = self.wire.address
-        return EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address, status_code=status_code)
+        error = EndpointUnavailable(f"{address}: {self.redacted(what)}", endpoint=address, status_code=status_code)
+        error.__cause__ = cause and self._harmless(cause)
+        return error
+
+    def _harmless(self, exc: Exception) -> Exception | None:
+        """An exception in whose attributes, and in those behind it, no secret is; the bare failure where one is."""
+        chain = _chain(exc)
+        if self.redacted(chain) == chain:
+            return exc
+        return WireFailure(self.redacted(str(exc)), stale=exc.stale) if isinstance(exc, WireFailure) else None
 
     def redacted(self, text: str) -> str:
         """The text without what was sent as a secret, should a server repeat it."""
-        for secret in self.wire.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return redacted(text, self.wire.secrets)
 
 
 class Exchange:
@@ -122,6 +135,11 @@ class Exchange:
     def address(self) -> str:
         """Of the endpoint, as it may stand in a message."""
         return self._caller.wire.address
+
+    @property
+    def status(self) -> int:
+        """Of the answer."""
+        return self._answer.status
 
     @property
     def is_json(self) -> bool:
@@ -154,7 +172,8 @@ class Exchange:
         except WireFailure as exc:
             if broken_ok:
                 return None
-            raise self._unavailable(f"the connection broke in mid-answer ({exc})") from exc
+            error = self._unavailable(f"the connection broke in mid-answer ({exc})", exc)
+        raise error
 
     async def _wait(self, seconds: float | None) -> bytes | None:
         started = anyio.current_time()
@@ -194,9 +213,10 @@ class Exchange:
             return read(*args, **kwargs)
         except ProtocolViolation as exc:
             quoted = f": {self._caller.redacted(exc.body)[:200]}" if exc.body else ""
-            raise self._unavailable(f"{exc.what}{quoted}") from exc
+            error: EndpointError = self._unavailable(f"{exc.what}{quoted}", exc)
         except ErrorObject as exc:
-            raise self._typed(exc.code or 500, str(exc)) from None
+            error = self._typed(exc.code or 500, str(exc))
+        raise error
 
     async def refusal(self) -> EndpointError:
         """The error that a status other than 200, or a web page, stands for."""
@@ -225,8 +245,8 @@ class Exchange:
         text = f"{self.address}: status {status}: {self._caller.redacted(message)[:500]}"
         return kind(text, endpoint=self.address, status_code=status, retry_after=retry_after)
 
-    def _unavailable(self, what: str) -> EndpointUnavailable:
-        return self._caller.unavailable(what, self._answer.status)
+    def _unavailable(self, what: str, cause: Exception | None = None) -> EndpointUnavailable:
+        return self._caller.unavailable(what, self._answer.status, cause)
 
 
 class Served:
@@ -246,6 +266,10 @@ class Served:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._wire.address!r}, model={self._model!r})"
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"{name} may hold a key, so it is neither pickled nor copied: make it where it is used")
 
     async def __aenter__(self) -> Self:
         return self
@@ -282,6 +306,15 @@ async def _within(deadline: float, work: Awaitable[T]) -> T:
     with anyio.CancelScope(deadline=deadline):
         return await work
     raise TimeoutError
+
+
+def _chain(exc: BaseException | None) -> str:
+    """What an exception and those behind it say and hold."""
+    texts = []
+    while exc is not None:
+        texts += [str(exc), repr(exc), repr(vars(exc))]
+        exc = exc.__cause__ or exc.__context__
+    return "\n".join(texts)
 
 
 def _backoff(tries: int) -> float:

@@ -186,8 +186,9 @@ class _ChatEndpoint(Served):
         owner = first.get("owned_by") if isinstance(first, Mapping) else None
         engine = _OWNERS.get(owner) if isinstance(owner, str) else None
         if engine is None:
+            said = self._caller.redacted(repr(owner))
             raise ConfigurationError(
-                f"{self._wire.address}: cannot tell which engine serves this (owned_by {owner!r}): pass "
+                f"{self._wire.address}: cannot tell which engine serves this (owned_by {said}): pass "
                 "engine='llama.cpp' or engine='vllm', since each ignores the other's grammar field in silence"
             )
         return engine

@@ -6,10 +6,10 @@ import functools
 import json
 import re
 import zlib
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import anyio
 
@@ -19,7 +19,7 @@ KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
 _NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.A)
-_SECRET = re.compile("key|token|auth|secret|cookie", re.I)
+_SECRET = re.compile("key|token|auth|secret|cookie|pass|credential|session|signature", re.I)
 # By name, so that none of these has to be imported here. openai ≥ 3 reads through httpx2.
 _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2"})
 
@@ -113,12 +113,21 @@ def encode(body: Mapping[str, Any]) -> bytes:
 
 
 def secrets_of(headers: Mapping[str, str]) -> tuple[str, ...]:
-    """The values of headers whose names speak of a secret, without "Bearer" and the like.
+    """The values of headers whose names speak of a secret, and without "Bearer" and the like.
 
     Values of fewer than eight characters are no secrets, but the placeholders that local servers are given.
     """
-    named = (value.split()[-1] for name, value in headers.items() if _SECRET.search(name) and value.strip())
-    return tuple(value for value in named if len(value) >= 8)
+    named = [value.strip() for name, value in headers.items() if _SECRET.search(name) and value.strip()]
+    return tuple(value for whole in named for value in (whole, whole.split()[-1]) if len(value) >= 8)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text with "***" for each secret, as it is or as it stands in JSON, in an address or in a repr."""
+    for secret in secrets:
+        quoted = json.dumps(secret)[1:-1]
+        for form in (secret, quoted, quoted.replace("/", "\\/"), quote(secret, safe=""), quote(secret)):
+            text = text.replace(form, "***")
+    return text
 
 
 class IteratedAnswer:
@@ -162,6 +171,7 @@ class IteratedAnswer:
         Libraries read through generators within generators, and closing the outermost leaves the others to the garbage
         collector, of which trio complains. A cancelled read ends them all.
         """
+        self._decode = _unchanged  # what was refused once would end the loop below before the body has ended
         with anyio.CancelScope(shield=True):
             with anyio.CancelScope() as scope, suppress(WireFailure):
                 scope.cancel()

@@ -21,22 +21,26 @@ class OpenAIWire:
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client.with_options(max_retries=0)
         self.address = _without_user(str(client.base_url))
-        self.secrets: tuple[str, ...] = secrets_of({"api-key": client.api_key} if client.api_key else {})
+        # Beside these, the headers of the last request: a client may get its key from a function.
+        own = {"key": client.api_key or "", "password": client.base_url.password}
+        self._own = secrets_of(own | {name: str(value) for name, value in client.default_query.items()})
+        self.secrets: tuple[str, ...] = self._own
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         try:
             response = await self._request(path, body)
         except openai.APIStatusError as exc:
-            self.secrets = secrets_of(exc.request.headers)
+            self.secrets = self._own + secrets_of(exc.request.headers)
             return _whole_answer(exc.response.status_code, exc.response.headers, exc.response.content)
         except openai.APIConnectionError as exc:
+            self.secrets = self._own + secrets_of(exc.request.headers)
             raise failure_of(exc.__cause__ or exc) from exc
         except RuntimeError as exc:
             if "loop is closed" not in str(exc):
                 raise
             raise WireFailure("the client belongs to an event loop that has ended: make one for each loop") from exc
         answer = response.http_response
-        self.secrets = secrets_of(answer.request.headers)
+        self.secrets = self._own + secrets_of(answer.request.headers)
         return IteratedAnswer(answer.status_code, answer.headers, answer.aiter_raw(), response.close)
 
     async def aclose(self) -> None:

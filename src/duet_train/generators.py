@@ -10,6 +10,7 @@ import attrs
 
 from duet import ConfigurationError, Endpoint, HTTPEndpoint, local
 from duet_train.dataset import Row
+from duet_train.settings import check_address
 
 LOCAL = "local"
 
@@ -38,6 +39,7 @@ def parse_generators(text: str) -> list[Generator]:
     Raises:
         ConfigurationError: One does not look so, there is none, or two have one name.
     """
+    check_address(text, "generators")
     parts: list[list[str]] = []
     for word in (word.strip() for word in text.split(",")):
         if word == LOCAL or word.startswith(("http://", "https://")):

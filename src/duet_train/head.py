@@ -203,12 +203,13 @@ class HeadRecommender:
             ConfigurationError: It holds no head.
             MissingExtraError: The embedder is not installed.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         try:
             facts = json.loads((Path(folder) / "head.json").read_text(encoding="utf-8"))
             weights = load_file(Path(folder) / "head.safetensors")["weights"]
-        except (OSError, ValueError, KeyError) as exc:
+        except (OSError, ValueError, KeyError, SafetensorError) as exc:
             raise ConfigurationError(f"{folder}: holds no head") from exc
         return cls(_embedder(), weights, RatingScale(*facts["scale"]))
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -116,9 +117,29 @@ class Settings:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.max_failed_share <= 1:
             raise ConfigurationError(f"max_failed_share must lie in (0, 1], got {self.max_failed_share}")
-        if self.rollouts == "server" and not (self.server.startswith(("http://", "https://")) and self.server_model):
-            raise ConfigurationError("rollouts: server needs server (its address) and server_model (its base model)")
+        if self.rollouts == "server":
+            if not (self.server.startswith(("http://", "https://")) and self.server_model):
+                raise ConfigurationError(
+                    "rollouts: server needs server (its address) and server_model (its base model)"
+                )
+            check_address(self.server, "server")
         _ = self.schema, self.terms, self.extra_body
+
+
+def check_address(address: str, option: str) -> None:
+    """That an address holds no secret, since cards and messages show it.
+
+    Args:
+        address: Of an endpoint, or all that was given for an option.
+        option: Where it was given.
+
+    Raises:
+        ConfigurationError: It has user, password or query.
+    """
+    if re.search(r"//[^/,]*@|\?", address):
+        raise ConfigurationError(
+            f"{option}: an address must hold no user, password or query: the key comes from the environment"
+        )
 
 
 def names(text: str) -> list[str]:

@@ -25,6 +25,7 @@ from duet import (
 )
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.methods import METHODS, Tools
+from duet_train.settings import check_address
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -78,6 +79,7 @@ def named_addresses(options: Sequence[str]) -> dict[str, tuple[str, str]]:
     """
     found = {}
     for option in options:
+        check_address(option, "--at")
         name, equals, where = option.partition("=")
         if not equals or not name:
             raise ConfigurationError(f"--at must look like NAME=http://127.0.0.1:8000/v1,MODEL, got {option!r}")
@@ -113,6 +115,7 @@ def address_and_model(text: str, option: str) -> tuple[str, str]:
     Raises:
         ConfigurationError: There are no two halves.
     """
+    check_address(text, option)
     address, comma, model = text.rpartition(",")
     if not comma or not address.startswith(("http://", "https://")) or not model:
         raise ConfigurationError(f"{option} must look like http://127.0.0.1:8000/v1,NAME, got {text!r}")
