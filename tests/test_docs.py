@@ -291,6 +291,16 @@ def test_every_environment_variable_is_documented() -> None:
     assert variables_in_source() | {"DUET_TEST_DATA"} == set(re.findall(r"^\| `([A-Z_]+)`", page, re.M))
 
 
+def test_every_promise_names_a_test_that_is_there() -> None:
+    """Each row of the table in SECURITY.md names tests, and all of them exist."""
+    table = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("| --- | --- |\n")[2].partition("\n\n")[0]
+    for row in table.splitlines():
+        named = re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.M), test
+
+
 def test_navigation_lists_every_page() -> None:
     """mkdocs.yml has every page once, and no other."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]

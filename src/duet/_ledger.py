@@ -19,6 +19,7 @@ import attrs
 from duet._endpoint import Endpoint
 from duet._errors import LedgerError
 from duet._ledger_file import append, forget, is_of_the_file, meaning, open_file
+from duet._log import DEBUG, INFO, hears, log
 from duet._prompts import Message
 from duet._records import Item, User
 from duet._results import Completion, TokenLogprob, Usage
@@ -147,6 +148,7 @@ class Ledger:
             except LedgerError as exc:
                 if is_of_the_file(exc.__cause__):
                     self._unwritten.append((row, shown))
+                    log().warning("write.failed", path=self._path, waiting=len(self._unwritten))
                 raise
 
     async def forget(self, user: str) -> int:
@@ -165,7 +167,9 @@ class Ledger:
         deleted = 0
         with anyio.CancelScope(shield=True):
             deleted = await self._run(lambda connection: forget(connection, user))
-        return deleted  # noqa: RET504 - to a type checker a scope may swallow what happens in it
+        if hears(INFO):
+            log().info("user.forgotten", path=self._path, generations=deleted)
+        return deleted
 
     async def count(self) -> int:
         """How many generations are kept."""
@@ -186,6 +190,8 @@ class Ledger:
             with self._lock:
                 if self._connection is None:
                     self._connection = open_file(self._path)
+                    if hears(DEBUG):
+                        log().debug("ledger.opened", path=self._path)
                 self._catch_up(self._connection)
                 return work(self._connection)
         except (sqlite3.Error, ValueError) as exc:

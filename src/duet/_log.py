@@ -1,7 +1,7 @@
 """Structured events, ``noun.verb_past``, on the standard library's logger "duet": silent until the application listens.
 
 Fields travel as the record's `extra`, which structlog's `ExtraAdder`, and any JSON formatter, turns into keys. No field
-ever holds what users wrote, what a model wrote, or a key.
+ever holds what users wrote, what a model wrote, whose it is, or a key: a pair is known by its place in the input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import structlog
 
-logging.getLogger("duet").addHandler(logging.NullHandler())
+DEBUG, INFO = logging.DEBUG, logging.INFO
+
+_LOGGER = logging.getLogger("duet")
+_LOGGER.addHandler(logging.NullHandler())
+
+hears = _LOGGER.isEnabledFor
+"""Whether anybody listens at a level. Asked first, an event that nobody wants costs a dictionary's lookup."""
 
 
 @functools.cache
@@ -22,7 +28,7 @@ def log() -> structlog.stdlib.BoundLogger:
     import structlog
 
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        logging.getLogger("duet"),
+        _LOGGER,
         processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
         wrapper_class=structlog.stdlib.BoundLogger,
     )

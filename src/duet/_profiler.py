@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,11 +17,11 @@ from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, IncompleteStream, RecordError
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
 from duet._ledger import Ledger, digest_of, read_through
-from duet._log import log
+from duet._log import INFO, hears, log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
 from duet._records import Item, User
-from duet._results import Completion, Cues, JointProfile, Outcome
+from duet._results import Completion, Cues, JointProfile, Outcome, Usage
 from duet._schema import ProfileSchema
 from duet._settings import Sampling
 
@@ -121,12 +122,16 @@ class JointProfiler:
     async def _outcome(self, index: int, pair: Pair) -> Outcome:
         user: User | None = None
         item: Item | None = None
+        started = time.monotonic()
         try:
             user, item = _checked(pair, index)
-            return Outcome(index=index, user=user, item=item, profile=await self.profile(user, item))
+            profile = await self.profile(user, item)
         except Exception as exc:
-            log().warning("pair.failed", index=index, error=type(exc).__name__)
+            log().warning("pair.failed", index=index, error=type(exc).__name__, seconds=_since(started))
             return Outcome(index=index, user=user, item=item, error=exc)
+        if hears(INFO):
+            log().info("pair.profiled", index=index, seconds=_since(started), **_figures(profile))
+        return Outcome(index=index, user=user, item=item, profile=profile)
 
     def _job(self, user: User, item: Item, cues: Cues | None) -> _Job:
         if not (isinstance(user, User) and isinstance(item, Item)):
@@ -259,6 +264,21 @@ def _user_by_user(pairs: Sequence[Pair]) -> Iterable[int]:
         user = pair[0] if isinstance(pair, tuple) and pair else None
         places.setdefault(user.id if isinstance(user, User) else None, []).append(place)
     return itertools.chain.from_iterable(places.values())
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 3)
+
+
+def _figures(profile: JointProfile) -> dict[str, object]:
+    """What an event says of a profile."""
+    usage = profile.usage or Usage()
+    return {
+        "model": profile.model,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "from_ledger": profile.from_ledger,
+    }
 
 
 def _checked(pair: Pair, index: int) -> Pair:

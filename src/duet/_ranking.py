@@ -6,10 +6,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from duet._concurrency import map_unordered
+from duet._log import INFO, hears, log
 from duet._profiler import JointProfiler
 from duet._recommender import Recommender, predicted
 from duet._records import Item, User
-from duet._results import Candidate
+from duet._results import Candidate, JointProfile
 
 
 def rank(
@@ -41,14 +42,15 @@ def rank(
     """
 
     async def judge(index: int, item: Item) -> Candidate:
+        profile: JointProfile | None = None
         try:
             profile = await profiler.profile(user, item)
-        except Exception as exc:
-            return Candidate(index=index, item=item, error=exc)
-        try:
             rating = await predicted(recommender, user, item, profile)
         except Exception as exc:
+            log().warning("candidate.failed", index=index, error=type(exc).__name__, profiled=profile is not None)
             return Candidate(index=index, item=item, profile=profile, error=exc)
+        if hears(INFO):
+            log().info("candidate.rated", index=index, rating=rating.value, from_ledger=profile.from_ledger)
         return Candidate(index=index, item=item, profile=profile, rating=rating)
 
     return map_unordered(judge, candidates, concurrency)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from duet._errors import CompletionError, ConfigurationError, DuetError, RatingError
+from duet._log import DEBUG, hears, log
 from duet._parser import parse_profile
 from duet._records import Example
 from duet._results import Completion, JointProfile, Reward
@@ -92,7 +93,10 @@ class RewardEnv:
             except CompletionError as exc:
                 rewards.append(Reward(self._format_penalty, error=exc))
         scores = iter(await self._score_terms(profiles, kept))
-        return [self._reward(next(scores)) if reward is None else reward for reward in rewards]
+        made = [self._reward(next(scores)) if reward is None else reward for reward in rewards]
+        if hears(DEBUG):
+            _say_scored(made)
+        return made
 
     async def _score_terms(
         self, profiles: Sequence[JointProfile], examples: Sequence[Example]
@@ -113,6 +117,12 @@ class RewardEnv:
             return Reward(value, rating=rating, terms=values)
         penalty = self._format_penalty if self._strict_paper and isinstance(error, RatingError) else None
         return Reward(penalty, rating=rating, terms=values, error=error)
+
+
+def _say_scored(rewards: Sequence[Reward]) -> None:
+    for index, reward in enumerate(rewards):
+        error = None if reward.error is None else type(reward.error).__name__
+        log().debug("reward.scored", index=index, value=reward.value, terms=dict(reward.terms), error=error)
 
 
 def _checked(terms: Sequence[RewardTerm]) -> tuple[RewardTerm, ...]:

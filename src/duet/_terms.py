@@ -12,7 +12,7 @@ import attrs
 
 from duet._concurrency import map_unordered
 from duet._errors import ConfigurationError
-from duet._log import log
+from duet._log import DEBUG, hears, log
 from duet._recommender import Recommender, predicted
 from duet._records import Example, RatingScale
 from duet._results import JointProfile, Rating
@@ -69,10 +69,14 @@ async def each_scored(
 
     async def score_one(index: int, pair: tuple[JointProfile, Example]) -> tuple[int, TermScore]:
         try:
-            return index, await function(*pair)
+            score = await function(*pair)
         except Exception as exc:
             log().warning("prediction.failed", index=index, error=type(exc).__name__)
             return index, TermScore(None, error=exc)
+        if hears(DEBUG):
+            rating = None if score.rating is None else score.rating.value
+            log().debug("prediction.made", index=index, score=score.value, rating=rating)
+        return index, score
 
     scores = [TermScore(None)] * len(profiles)
     pairs = list(zip(profiles, examples, strict=True))
