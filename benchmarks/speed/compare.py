@@ -52,7 +52,9 @@ LOADS = (
     Load("reward 64", "reward", 64, 1024),
     Load("reward 256", "reward", 256, 1024),
     Load("reward 1024", "reward", 1024, 3072),
+    Load("reward 64, kept", "reward", 64, 1024, kept=True),
     Load("reward 256, kept", "reward", 256, 1024, kept=True),
+    Load("reward 1024, kept", "reward", 1024, 3072, kept=True),
 )
 
 
@@ -99,14 +101,16 @@ def compare(server: Server, rounds: int) -> Costs:
         for turn in range(rounds):
             for load in LOADS:
                 for name, process in workers.items():
-                    if name not in costs.missing and turn < _turns(name, rounds):
+                    if name not in costs.missing and turn < _turns(name, rounds, load):
                         costs.add(load, name, _ask(process, _task(server, load, name)))
             print(".", end="", file=sys.stderr, flush=True)
     return costs
 
 
-def _turns(name: str, rounds: int) -> int:
-    return rounds if name in OFTEN else 3 if name == "AsyncOpenAI" else 1
+def _turns(name: str, rounds: int, load: Load) -> int:
+    if name in OFTEN:
+        return rounds
+    return 0 if load.kept else 3 if name == "AsyncOpenAI" else 1
 
 
 def _task(server: Server, load: Load, name: str) -> dict[str, Any]:

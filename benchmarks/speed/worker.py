@@ -65,8 +65,9 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the figures
     jobs = Jobs()
-    for line in sys.stdin:
-        print(json.dumps(asyncio.run(run(sys.argv[1], json.loads(line), jobs))), file=out, flush=True)
+    with asyncio.Runner() as runner:  # one event loop, since some clients keep connections beyond their own life
+        for line in sys.stdin:
+            print(json.dumps(runner.run(run(sys.argv[1], json.loads(line), jobs))), file=out, flush=True)
 
 
 if __name__ == "__main__":

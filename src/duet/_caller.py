@@ -6,8 +6,7 @@ import email.utils
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 import anyio
@@ -92,12 +91,11 @@ class Caller:
         finally:
             await exchange.aclose()
 
-    @asynccontextmanager
-    async def exchange(self, path: str, body: Mapping[str, Any] | None, ends: float) -> AsyncIterator[Exchange]:
-        """`open`, closed at the end of the block."""
+    async def ask(self, path: str, body: Mapping[str, Any] | None, ends: float, read: Callable[[bytes], T]) -> T:
+        """One request, and what the pure `read` makes of the whole body of its answer."""
         exchange = await self.open(path, body, ends)
         try:
-            yield exchange
+            return exchange.understood(read, await exchange.read())
         finally:
             await exchange.aclose()
 

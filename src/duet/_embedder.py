@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,11 +59,8 @@ class _Embedder(Served):
         ends = self._caller.ends()
         body = {"model": self._model, "input": list(texts)}
 
-        async def attempt() -> list[Sequence[float]]:
-            async with self._caller.exchange("embeddings", body, ends) as exchange:
-                return exchange.understood(read_embeddings, await exchange.read(), len(texts))
-
-        return await self._caller.retrying(ends, attempt)
+        read = functools.partial(read_embeddings, expected=len(texts))
+        return await self._caller.retrying(ends, functools.partial(self._caller.ask, "embeddings", body, ends, read))
 
 
 class HTTPEmbedder(_Embedder):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
@@ -99,13 +99,12 @@ class _ChatEndpoint(Served):
         """
         ends = self._caller.ends()
         body = await self._body(messages, sampling, ends)
-
-        async def attempt() -> Completion:
-            if self._engine == "llama.cpp":  # it runs a plain request to its end, even when nobody waits any more
-                return await self._collect(body, ends)
-            async with self._caller.exchange("chat/completions", body, ends) as exchange:
-                return exchange.understood(read_completion, await exchange.read(), _chars(body))
-
+        attempt: Callable[[], Awaitable[Completion]]
+        if self._engine == "llama.cpp":  # it runs a plain request to its end, even when nobody waits any more
+            attempt = functools.partial(self._collect, body, ends)
+        else:
+            read = functools.partial(read_completion, prompt_chars=_chars(body))
+            attempt = functools.partial(self._caller.ask, "chat/completions", body, ends, read)
         return await self._caller.retrying(ends, attempt)
 
     @asynccontextmanager
@@ -127,10 +126,7 @@ class _ChatEndpoint(Served):
         ends = self._caller.ends()
         body = await self._body(messages, sampling, ends)
 
-        async def attempt() -> _TextStream:
-            return await self._open(body, ends)
-
-        stream = await self._caller.retrying(ends, attempt)
+        stream = await self._caller.retrying(ends, functools.partial(self._open, body, ends))
         try:
             yield stream
         finally:
@@ -180,8 +176,7 @@ class _ChatEndpoint(Served):
         return fields(grammar)
 
     async def _probe(self, ends: float) -> Engine:
-        async with self._caller.exchange("models", None, ends) as exchange:
-            models = exchange.understood(load, await exchange.read()).get("data")
+        models = (await self._caller.ask("models", None, ends, load)).get("data")
         first = models[0] if isinstance(models, list) and models else {}
         owner = first.get("owned_by") if isinstance(first, Mapping) else None
         engine = _OWNERS.get(owner) if isinstance(owner, str) else None

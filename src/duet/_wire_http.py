@@ -30,12 +30,12 @@ class HTTPWire:
     def __init__(self, base_url: str, *, api_key: str | None, headers: Mapping[str, str], verify: Any) -> None:
         self.address = public_address(base_url)
         own = {"accept-encoding": "identity", "user-agent": "duet"}
-        self._headers = own | {name.lower(): value for name, value in headers.items()}
         if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+            own["authorization"] = f"Bearer {api_key}"
+        self._headers = own | {name.lower(): value for name, value in headers.items()}
         check_headers(self._headers)
         self._headers_of_json = self._headers | {"content-type": "application/json"}
-        self.secrets = secrets_of(self._headers)
+        self.secrets = secrets_of(own) + secrets_of(self._headers)
         self._verify = verify
         self._opened: WeakKeyDictionary[object, _Opened] = WeakKeyDictionary()
 
