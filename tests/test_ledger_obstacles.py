@@ -216,6 +216,18 @@ async def test_row_that_met_a_lock_is_written_on_closing(tmp_path: Path) -> None
         assert await ledger.get("second") == Completion(LONG)
 
 
+@pytest.mark.usefixtures("impatient")
+async def test_row_that_met_a_lock_is_forgotten_too(tmp_path: Path) -> None:
+    """A user who is forgotten is not brought back by what was still waiting to be written."""
+    path = tmp_path / "ledger.sqlite"
+    async with Ledger(path) as ledger:
+        await keep(ledger, "first")
+        with locked(path), pytest.raises(LedgerError):
+            await keep(ledger, "second")
+        assert await ledger.forget("ann") == 2
+        assert await ledger.count() == 0
+
+
 async def test_row_that_cannot_be_kept_is_in_nobodys_way(tmp_path: Path) -> None:
     """A row that no file could hold fails alone: the next one is kept."""
     async with Ledger(tmp_path / "ledger.sqlite") as ledger:
