@@ -6,17 +6,19 @@ import contextlib
 import pickle
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from cores import waited_for_a_core
 from fault_table import TABLE, Trouble
 from leaks import nothing_left
 from wires import endpoint_at
 
-from duet import Item, JointProfile, JointProfiler, User
+from duet import Deadlines, EndpointUnavailable, Item, JointProfile, JointProfiler, User
 from duet.testing import FakeServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
@@ -100,6 +102,19 @@ def check(result: Result, trouble: Trouble) -> None:
         assert (type(copy), str(copy)) == (type(result), str(result))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """The first call of a process imports a transport, which takes longer than the deadlines here."""
+
+    async def call(wire: str) -> None:
+        async with FakeServer() as server, endpoint_at(wire, server.base_url) as endpoint:
+            await JointProfiler(endpoint).profile(*PAIRS[0])
+
+    for backend in ("asyncio", "trio"):
+        for wire in ("http", "openai"):
+            anyio.run(call, wire, backend=backend)
+
+
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a server does not say when, a retry comes at once."""
@@ -127,6 +142,36 @@ async def test_a_fault_has_one_outcome_in_time_and_leaves_nothing(trouble: Troub
     assert seconds <= (trouble.most or trouble.deadlines.total or 0) + GRACE
     if server is not None:
         assert len(server.requests) == trouble.tries * len(results) + trouble.extra
+
+
+def pour(listener: socket.socket) -> None:
+    """Answer one connection with comments, as fast as it takes them, until it is closed."""
+    with contextlib.suppress(OSError), listener.accept()[0] as client:
+        client.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        while True:
+            client.sendall(b": ping\n\n" * 8000)
+
+
+@pytest.mark.counted("faults")
+@pytest.mark.parametrize("way", ["single", "stream", "single, openai", "stream, openai"])
+async def test_a_flood_does_not_outlast_the_deadline(way: str) -> None:
+    """A server that never stops, and sends faster than anybody reads, is given up on in time, and not asked again."""
+    wire, make = WAYS[way]
+    settings: dict[str, Any] = {"engine": "llama.cpp", "deadlines": Deadlines(first_token=0.3, total=5), "retries": 2}
+    async with nothing_left():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = threading.Thread(target=pour, args=(listener,))
+            server.start()
+            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+            async with endpoint_at(wire, base_url, **settings) as endpoint:
+                started, waited = time.perf_counter(), waited_for_a_core()
+                (result,) = await make(JointProfiler(endpoint))
+                seconds = time.perf_counter() - started - (waited_for_a_core() - waited)
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection, should none have come
+            server.join(5)
+    assert type(result) is EndpointUnavailable
+    assert seconds <= 0.3 + GRACE
 
 
 def test_the_table_has_no_name_twice() -> None:

@@ -175,6 +175,8 @@ class Exchange:
 
     async def _wait(self, seconds: float | None) -> bytes | None:
         started = anyio.current_time()
+        if started >= self._ends:  # a flood of data may leave the event loop no moment to say so
+            raise self._unavailable("a deadline was over in mid-answer") from TimeoutError()
         try:
             return await _within(min(started + (seconds or math.inf), self._ends), self._answer.read())
         except TimeoutError as exc:
