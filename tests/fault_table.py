@@ -46,6 +46,7 @@ class Trouble:
         engine: "llama.cpp" has a profile that is awaited streamed underneath too, so that faults of streams reach it.
         deadlines: Of the endpoint.
         most: Seconds that it may take; the total deadline by default.
+        waits: Whether it lasts until a deadline.
         retries: Of the endpoint.
         tries: Requests a pair.
         extra: Requests beside those.
@@ -62,6 +63,7 @@ class Trouble:
     engine: Engine = attrs.field(default="vllm", kw_only=True)
     deadlines: Deadlines = attrs.field(default=PATIENT, kw_only=True)
     most: float | None = attrs.field(default=None, kw_only=True)
+    waits: bool = attrs.field(default=False, kw_only=True)
     retries: int = attrs.field(default=0, kw_only=True)
     tries: int = attrs.field(default=1, kw_only=True)
     extra: int = attrs.field(default=0, kw_only=True)
@@ -216,8 +218,8 @@ def connections() -> Iterator[Trouble]:
 
 def waits() -> Iterator[Trouble]:
     """What takes too long, or nearly: nothing of it is asked again."""
-    late = functools.partial(said, outcome=EndpointUnavailable, deadlines=SHORT, retries=2)
-    late_stream = functools.partial(streamed, outcome=EndpointUnavailable, retries=2)
+    late = functools.partial(said, outcome=EndpointUnavailable, deadlines=SHORT, retries=2, waits=True)
+    late_stream = functools.partial(streamed, outcome=EndpointUnavailable, retries=2, waits=True)
     yield late("hang before headers", Answer(fault="hang"))
     yield late_stream("hang after headers", Answer(first_after=30), deadlines=SHORT)
     yield late("hang in mid-answer", Answer(fault="hang_midstream"))
@@ -233,9 +235,10 @@ def waits() -> Iterator[Trouble]:
     slow = Answer(TEXT, chunks=[TEXT[:50], TEXT[50:90], TEXT[90:]], pace=0.01)
     yield streamed("slow stream within its deadlines", slow, deadlines=Deadlines(idle=1, total=5))
     words = Answer(status=400, fault="hang_midstream")
-    yield said("a refusal whose words hang", words, EndpointRejected, deadlines=SHORT, wires=("http",))
+    longer = Deadlines(total=0.4)
+    yield said("a refusal whose words hang", words, EndpointRejected, deadlines=longer, wires=("http",))
     # openai reads those words before it says anything.
-    yield said("the same, openai", words, EndpointUnavailable, deadlines=SHORT, wires=("openai",))
+    yield late("the same, openai", words, wires=("openai",))
 
 
 def statuses() -> Iterator[Trouble]:

@@ -141,7 +141,9 @@ async def test_a_fault_has_one_outcome_in_time_and_leaves_nothing(trouble: Troub
         check(result, trouble)
     assert seconds <= (trouble.most or trouble.deadlines.total or 0) + GRACE
     if server is not None:
-        assert len(server.requests) == trouble.tries * len(results) + trouble.extra
+        asked, allowed = len(server.requests), trouble.tries * len(results) + trouble.extra
+        # On a busy machine a deadline may be over before the request has arrived.
+        assert asked == allowed or (asked < allowed and trouble.waits)
 
 
 def pour(listener: socket.socket) -> None:
