@@ -74,7 +74,7 @@ def digests(path: Path) -> list[tuple[str]]:
         return connection.execute("SELECT digest FROM generations").fetchall()
 
 
-@pytest.mark.timeout(60 + 3 * KILLS)
+@pytest.mark.timeout(60 + 15 * KILLS)
 def test_killed_runs_lose_nothing(tmp_path: Path, tally: Callable[..., None]) -> None:
     """However often it is killed: a pair is kept once, what was acknowledged stays, and little is sent again."""
     path = tmp_path / "ledger.sqlite"
