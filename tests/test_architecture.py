@@ -26,7 +26,7 @@ LINES = [
     ["_ledger", "_limits"],
     ["_cues", "_profiler", "_recommender"],
     ["_nearness", "_ranking", "_terms"],
-    ["_catalogue", "_choice", "_contrastive"],
+    ["_catalogue", "_choice", "_contrastive", "_leakage"],
     ["_reward"],
     ["__init__"],
     ["_engine_process", "_dataset"],

@@ -23,6 +23,7 @@ from duet._errors import (
     TruncatedCompletion,
 )
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, SectionDelta, SectionDone, TextDelta
+from duet._leakage import LeakageReward
 from duet._ledger import Ledger
 from duet._limits import Budget, LimitedEndpoint
 from duet._parser import SectionParser, parse_profile, parse_rating
@@ -46,7 +47,7 @@ from duet._results import (
 from duet._reward import RewardEnv
 from duet._schema import ProfileSchema
 from duet._settings import Deadlines, EndpointSettings, Engine, Sampling
-from duet._terms import LeakageReward, LengthReward, RatingReward, RewardTerm, SentimentReward, TermScore
+from duet._terms import LengthReward, RatingReward, RewardTerm, SentimentReward, TermScore
 
 __all__ = [
     "AsyncOpenAIEmbedder",

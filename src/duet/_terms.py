@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
@@ -230,69 +229,9 @@ class LengthReward:
             profiles: Cues and constructed prompts have no length here.
             examples: Not looked at.
         """
-        return [max(-1.0, min(0.0, 1 - sum(map(len, _texts(profile))) / self.max_chars)) for profile in profiles]
+        return [max(-1.0, min(0.0, 1 - sum(map(len, profile_texts(profile))) / self.max_chars)) for profile in profiles]
 
 
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_N = rf"(?P<n>(?<![\d.,$€£])\d{{1,3}}(?:[.,]\d{{1,2}})?|\b(?:{'|'.join(_WORDS)}))"
-_CLAUSE_END = (
-    r"(?=\s*(?:[,;:!?)]|\.(?!\d)|$|\bstars?\b|\b(?:out\s+)?of\s+\d|\b(?:or|and|to|at|on\s+average|overall)\b))"
-)
-_STATED = [
-    re.compile(pattern, re.I)
-    for pattern in (
-        rf"{_N}\s*(?:/|out\s+of)\s*(?P<of>\d+)(?![\d/])",
-        rf"{_N}[\s-]stars?\b(?![\s-]*(?:crossed|of|hotel|restaurant))",
-        rf"\b(?:rat(?:e|es|ed|ing|ings)|predict(?:s|ed|ion|ions)?)\b[^.;!?\d]{{0,30}}?{_N}s?\b{_CLAUSE_END}",
-        rf"\b(?:gives?|gave|given|giving|deserves?|earns?|scores?|scoring|solid|mostly|averag(?:e|es|ing))\s(?:\w+\s){{0,2}}?{_N}s?\b{_CLAUSE_END}",
-        rf"(?P<n>(?<![\d.,$€£])\d[.,]\d{{1,2}})\b{_CLAUSE_END}",
-    )
-]
-_STARS = re.compile("[★⭐]")
-
-
-@attrs.frozen
-class LeakageReward:
-    """A profile that states a rating costs −1: the recommender would copy the number instead of reading the profile.
-
-    The policy never sees the label, but it soon learns that naming the usual rating pays; such a profile says nothing
-    of the user. What counts is a number on the example's scale beside the scale's maximum ("4/5"), beside "star", after
-    a word of rating, or as a decimal at the end of a clause. A pattern cannot read: it will miss some, and take an
-    innocent number for a rating now and then.
-
-    Args:
-        weight: Factor in the sum.
-    """
-
-    weight: float = attrs.field(default=1.0, kw_only=True)
-    name: str = attrs.field(default="leakage", init=False)
-
-    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[float]:
-        """−1 or 0 for each profile.
-
-        Args:
-            profiles: Cues and constructed prompts cannot leak.
-            examples: The scale of each says which numbers can be ratings.
-
-        Raises:
-            ValueError: The two are not of one length.
-        """
-        return [
-            -1.0 if any(_states_rating(text, example.scale) for text in _texts(profile)) else 0.0
-            for profile, example in zip(profiles, examples, strict=True)
-        ]
-
-
-def _states_rating(text: str, scale: RatingScale) -> bool:
-    matches = (match for pattern in _STATED for match in pattern.finditer(text))
-    return _STARS.search(text) is not None or any(_is_rating(match, scale) for match in matches)
-
-
-def _is_rating(match: re.Match[str], scale: RatingScale) -> bool:
-    number, of = match["n"].lower(), match.groupdict().get("of")
-    value = _WORDS.index(number) if number in _WORDS else float(number.replace(",", "."))
-    return value in scale and (of is None or float(of) == scale.maximum)
-
-
-def _texts(profile: JointProfile) -> list[str]:
+def profile_texts(profile: JointProfile) -> list[str]:
+    """What a recommender reads of a profile."""
     return [side.text for side in (profile.user, profile.item) if side is not None]
