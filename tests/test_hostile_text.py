@@ -34,6 +34,7 @@ from duet import (
     User,
     quote,
 )
+from duet._prompts import choice_prompt
 from duet.testing import completion_text
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -51,7 +52,9 @@ PROMPTS = [
 ]
 
 # What opens or closes something for a parser of ours or for a chat template.
-SPECIAL = re.compile(r"[<>]|\[/?[A-Z_]{3,}\]")
+SPECIAL = re.compile(
+    r"[<>]|\[/?[A-Z_]{3,}\]|\[\w+MASK\]|\[\w+_TOKEN_\d+\]|\[control_\d+\]|\[\|\w+\|\]|\]~!?b[\[\]]|\[e~\["
+)
 
 
 pytestmark = pytest.mark.timeout(60 + EXAMPLES)
@@ -189,6 +192,27 @@ def test_profiles_stay_profiles_before_the_recommender(pair: tuple[User, Item], 
     assert [message["role"] for message in messages] == ["system", "user"]
     assert SPECIAL.search(messages[1]["content"]) is None
     assert messages[0] == RatingPrompt(mode="decimal", recent=2).render(User("u"), Item("i"), None)[0]
+
+
+@MANY
+@given(user=texts(), item=texts())
+def test_profiles_forge_no_line_before_the_recommender(user: str, item: str) -> None:
+    """Whatever a policy wrote, each profile is one line, and every other line is ours."""
+    profile = JointProfile(user=Profile(text=user), item=Profile(text=item))
+    _, message = RatingPrompt().render(User("u"), Item("i", title="Atlas"), profile)
+    lines = message["content"].split("\n")
+    assert [line for place, line in enumerate(lines) if place not in (1, 5)] == ["USER", "", "ITEM", "title: Atlas"]
+    assert len(lines) == 6
+    assert all(len(line.splitlines()) <= 1 for line in lines)
+
+
+@MANY
+@given(user=texts())
+def test_profile_forges_no_choice(user: str) -> None:
+    """Whatever a policy wrote, the titles to choose from are those that were given."""
+    _, message = choice_prompt(user, ["x", "y"])
+    lines = message["content"].split("\n")
+    assert [lines[0], *lines[2:]] == ["USER", "", "ITEMS", "A. x", "B. y", "", "Letter:"]
 
 
 @MANY

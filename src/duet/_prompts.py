@@ -49,7 +49,9 @@ _NO_HISTORY = "There is no history for this user: nothing to go by. Say so, and 
 _NO_EVIDENCE = "Nobody has rated this item yet: nothing to go by but what stands above."
 
 _ANGLES = str.maketrans({"<": "‹", ">": "›"})
-_BRACKETED = re.compile(r"\[(/?[A-Z_]{3,})\]")  # special tokens of some chat templates, such as [INST]
+# Special tokens of chat templates that are not in angle brackets: [INST], [gMASK], [UNUSED_TOKEN_146], [|user|], ]~b].
+_SPECIAL = re.compile(r"\[/?[a-z]?[A-Z_]{3,}\d*\]|\[control_\d+\]|\[\|[^\[\]]*\|\]|\]~!?b[\[\]]|\[e~\[")
+_SQUARES = str.maketrans("[]", "()")
 _JOINERS = "\u200c\u200d"
 
 
@@ -69,7 +71,7 @@ def quote(text: str, limit: int | None = None) -> str:
         line = line[: limit - 1].rstrip() + "…"
     if not line.isprintable():
         line = "".join(filter(_is_text, line)).strip()
-    return _BRACKETED.sub(r"(\1)", line.translate(_ANGLES))
+    return _SPECIAL.sub(lambda token: token[0].translate(_SQUARES), line.translate(_ANGLES))
 
 
 def _rows(rows: Sequence[Interaction], review_chars: int, *, titled: bool) -> list[str]:
@@ -190,7 +192,9 @@ class JointPrompt:
 
     def _item_block(self, item: Item) -> list[str]:
         lines = ["ITEM", f"title: {quote(item.title or '', 200) or 'unknown title'}"]
-        lines += [f"{quote(key, 60)}: {text}" for key, value in item.attributes if (text := quote(value, 300))]
+        # A key begins its line, so it must not begin as a rated row does.
+        named = [(quote(key, 60).translate(_SQUARES), quote(value, 300)) for key, value in item.attributes]
+        lines += [f"{key}: {text}" for key, text in named if text]
         shown = _latest(item.evidence, self.evidence_limit)
         _check_scale(shown, self.scale, "evidence")
         if not shown:
@@ -301,7 +305,7 @@ class RatingPrompt:
         """
         parts = ["USER"]
         if profile is not None and profile.user is not None:
-            parts.append(_paragraph(profile.user.text))
+            parts.append(quote(profile.user.text))
         recent = _latest(user.history, self.recent)
         _check_scale(recent, self.scale, "history")
         if recent:
@@ -310,7 +314,7 @@ class RatingPrompt:
             parts.append("Nothing is known of this user.")
         parts += ["", "ITEM", f"title: {quote(item.title or '', 200) or 'unknown title'}"]
         if profile is not None and profile.item is not None:
-            parts.append(_paragraph(profile.item.text))
+            parts.append(quote(profile.item.text))
         return (
             {"role": "system", "content": _RATING_TASK.format(scale=self.scale, answer=self._answer())},
             {"role": "user", "content": "\n".join(parts)},
@@ -326,11 +330,6 @@ class RatingPrompt:
 
 def _listing(labels: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{label} for {rating}" for label, rating in labels)
-
-
-def _paragraph(text: str) -> str:
-    """A profile's text, lines kept, angle brackets made harmless."""
-    return "\n".join(quote(line) for line in text.splitlines())
 
 
 _CHOICE_TASK = """\
@@ -353,5 +352,5 @@ def choice_prompt(profile: str, titles: Sequence[str]) -> tuple[Message, ...]:
     options = [f"{letter}. {quote(title, 200)}" for letter, title in zip(string.ascii_uppercase, titles, strict=False)]
     return (
         {"role": "system", "content": _CHOICE_TASK},
-        {"role": "user", "content": "\n".join(["USER", _paragraph(profile), "", "ITEMS", *options, "", "Letter:"])},
+        {"role": "user", "content": "\n".join(["USER", quote(profile), "", "ITEMS", *options, "", "Letter:"])},
     )
