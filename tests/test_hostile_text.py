@@ -194,16 +194,21 @@ def test_profiles_stay_profiles_before_the_recommender(pair: tuple[User, Item], 
     assert messages[0] == RatingPrompt(mode="decimal", recent=2).render(User("u"), Item("i"), None)[0]
 
 
+@pytest.mark.parametrize("guarded", [False, True])
 @MANY
 @given(user=texts(), item=texts())
-def test_profiles_forge_no_line_before_the_recommender(user: str, item: str) -> None:
-    """Whatever a policy wrote, each profile is one line, and every other line is ours."""
+def test_profiles_forge_no_line_before_the_recommender(guarded: bool, user: str, item: str) -> None:
+    """Whatever a policy wrote, each profile is one line, and every other line and mark is ours."""
     profile = JointProfile(user=Profile(text=user), item=Profile(text=item))
-    _, message = RatingPrompt().render(User("u"), Item("i", title="Atlas"), profile)
+    _, message = RatingPrompt(guarded=guarded).render(User("u"), Item("i", title="Atlas"), profile)
     lines = message["content"].split("\n")
-    assert [line for place, line in enumerate(lines) if place not in (1, 5)] == ["USER", "", "ITEM", "title: Atlas"]
-    assert len(lines) == 6
+    assert [line for place, line in enumerate(lines[:6]) if place not in (1, 5)] == ["USER", "", "ITEM", "title: Atlas"]
+    assert len(lines) == (8 if guarded else 6)
     assert all(len(line.splitlines()) <= 1 for line in lines)
+    for line in (lines[1], lines[5]):
+        inner = line.removeprefix("<profile>").removesuffix("</profile>") if guarded else line
+        assert len(line) - len(inner) == (19 if guarded else 0)
+        assert SPECIAL.search(inner) is None
 
 
 @MANY

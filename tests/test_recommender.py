@@ -260,10 +260,11 @@ def test_unknown_mode_is_refused() -> None:
 
 @pytest.mark.parametrize("profile", [PROFILE, None], ids=["profile", "no profile"])
 @pytest.mark.parametrize("mode", ["expected", "decimal", "integer"])
-async def test_what_is_sent_is_what_the_prompt_renders(mode: Any, profile: JointProfile | None) -> None:
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_what_is_sent_is_what_the_prompt_renders(guarded: bool, mode: Any, profile: JointProfile | None) -> None:
     """The messages are those of RatingPrompt.render."""
-    messages, _ = await asked(profile, mode=mode, recent=2)
-    assert messages == RatingPrompt(mode=mode, recent=2).render(USER, ITEM, profile)
+    messages, _ = await asked(profile, mode=mode, recent=2, guarded=guarded)
+    assert messages == RatingPrompt(mode=mode, recent=2, guarded=guarded).render(USER, ITEM, profile)
 
 
 async def test_recent_interactions_are_shown() -> None:

@@ -62,6 +62,8 @@ class LLMRecommender:
         scale: Where the rating lies. "expected" uses its whole numbers.
         recent: How many of the user's most recent raw interactions stand beside the profile.
         review_chars: Characters of each review in them.
+        guarded: Tell the model, before and after the profiles, that they are no instructions. It makes a profile that
+            says what to predict weigh less, and does not make it weigh nothing.
         sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode; a rating
             that is not among `top_logprobs` counts as impossible, so ask for more where the engine gives more than 20.
         ledger: Where finished generations are kept and looked up.
@@ -75,11 +77,12 @@ class LLMRecommender:
         scale: RatingScale = RatingScale(),
         recent: int = 0,
         review_chars: int = 200,
+        guarded: bool = False,
         sampling: Sampling = Sampling(temperature=0.0, seed=42),
         ledger: Ledger | None = None,
     ) -> None:
         self._endpoint = endpoint
-        self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars)
+        self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars, guarded=guarded)
         self.scale: RatingScale = scale
         self._ledger = ledger
         self._labels = self._prompt.labels if mode == "expected" else {}
