@@ -197,6 +197,7 @@ def test_profiles_stay_profiles_before_the_recommender(pair: tuple[User, Item], 
 @pytest.mark.parametrize("guarded", [False, True])
 @MANY
 @given(user=texts(), item=texts())
+@case
 def test_profiles_forge_no_line_before_the_recommender(guarded: bool, user: str, item: str) -> None:
     """Whatever a policy wrote, each profile is one line, and every other line and mark is ours."""
     profile = JointProfile(user=Profile(text=user), item=Profile(text=item))
@@ -213,6 +214,7 @@ def test_profiles_forge_no_line_before_the_recommender(guarded: bool, user: str,
 
 @MANY
 @given(user=texts())
+@case
 def test_profile_forges_no_choice(user: str) -> None:
     """Whatever a policy wrote, the titles to choose from are those that were given."""
     _, message = choice_prompt(user, ["x", "y"])
