@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from os import PathLike, fspath
 from typing import Any, Self, TypeVar
@@ -230,18 +230,18 @@ def _number(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-async def read_through(
+def read_through(
     ledger: Ledger | None,
     endpoint: Endpoint,
     messages: Sequence[Message],
     sampling: Sampling,
     schema: ProfileSchema | None,
     users: Iterable[str],
-) -> Completion:
+) -> Awaitable[Completion]:
     """`Ledger.generate`, or the endpoint alone where there is no ledger."""
     if ledger is None:
-        return await endpoint.generate(messages, sampling)
-    return await ledger.generate(endpoint, messages, sampling, schema=schema, users=users)
+        return endpoint.generate(messages, sampling)
+    return ledger.generate(endpoint, messages, sampling, schema=schema, users=users)
 
 
 def subjects(ledger: Ledger | None, user: User, item: Item) -> frozenset[str]:

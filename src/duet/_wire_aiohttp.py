@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ class AiohttpTransport:
                 url,
                 headers=headers,
                 data=content if content is None or len(content) <= _WARNED_OF_BYTES else io.BytesIO(content),
-                timeout=aiohttp.ClientTimeout(total=None, connect=connect),
+                timeout=_timeout(connect),
                 allow_redirects=False,
             )
         except Exception as exc:
@@ -57,6 +58,11 @@ class AiohttpTransport:
         for response in tuple(self._answers):
             response.close()  # who waits for the rest of one is told so; the session would leave it waiting
         await self._session.close()
+
+
+@functools.cache
+def _timeout(connect: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect)
 
 
 class AiohttpAnswer:

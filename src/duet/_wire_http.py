@@ -40,25 +40,22 @@ class HTTPWire:
         self._opened: WeakKeyDictionary[object, _Opened] = WeakKeyDictionary()
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
-        transport = await self._current_transport()
+        opened = self._opened.get(_running_loop()) or await self._open()
         url = f"{self.address}/{path}"
         if body is None:
-            return await transport.send(url, self._headers, None, connect)
-        return await transport.send(url, self._headers_of_json, encode(body), connect)
+            return await opened.transport.send(url, self._headers, None, connect)
+        return await opened.transport.send(url, self._headers_of_json, encode(body), connect)
 
     async def aclose(self) -> None:
         opened = self._opened.pop(_running_loop(), None)
         if opened is not None:
             await opened.closer.aclose()
 
-    async def _current_transport(self) -> Transport:
+    async def _open(self) -> _Opened:
         loop = _running_loop()
-        opened = self._opened.get(loop)
-        if opened is None:
-            opened = _Opened(_new_transport(self.address, self._verify, loop))
-            self._opened[loop] = opened
-            await anext(opened.closer)
-        return opened.transport
+        opened = self._opened[loop] = _Opened(_new_transport(self.address, self._verify, loop))
+        await anext(opened.closer)
+        return opened
 
 
 class _Opened:
