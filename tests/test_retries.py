@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import anyio
 import pytest
-from wires import KEY, AnyEndpoint, ask, endpoint_at, meeting, serving
+from wires import KEY, MESSAGES, AnyEndpoint, ask, endpoint_at, meeting, new_client, serving
 
-from duet import Deadlines, EndpointError, EndpointUnavailable
-from duet.testing import Answer
+from duet import AsyncOpenAIEndpoint, Deadlines, EndpointError, EndpointRejected, EndpointUnavailable, Sampling
+from duet.testing import Answer, Request
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
 
@@ -161,6 +162,29 @@ async def test_a_secret_in_mid_stream_is_blacked_out() -> None:
     async with meeting("http", answer, headers={"x-api-key": SECRET}) as (_, endpoint):
         error = await failure(endpoint, "stream")
     assert (SECRET in str(error), KEY in str(error), "***" in str(error)) == (False, False, True)
+
+
+async def test_a_key_that_changes_is_blacked_out_in_every_stream() -> None:
+    """Where a client gets a new key for each request, a stream under way that repeats an older one shows neither."""
+    keys = (f"sk-made-up-rotating-{number}" for number in itertools.count())
+
+    async def next_key() -> str:
+        return next(keys)
+
+    def repeats_the_key(request: Request) -> Answer:
+        lead = {"choices": [{"index": 0, "delta": {"content": "A"}}]}
+        error = {"error": {"message": f"expired: {request.headers['authorization']}", "code": 401}}
+        body = event(lead) + event(error)
+        return Answer(body=body, content_type="text/event-stream", fault="drip", pace=0.002)
+
+    async with serving(repeats_the_key) as server, new_client(server.base_url, api_key=next_key) as client:
+        endpoint = AsyncOpenAIEndpoint(client, "fake", retries=0)
+        async with endpoint.stream(MESSAGES, Sampling()) as first:
+            async with endpoint.stream(MESSAGES, Sampling()):
+                pass
+            with pytest.raises(EndpointRejected, match="expired") as caught:
+                _ = [step async for step in first]
+    assert "rotating" not in str(caught.value)
 
 
 async def test_other_headers_of_the_callers_may_show() -> None:

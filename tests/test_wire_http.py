@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +30,9 @@ CHUNKED = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     b"5;note=x\r\n%b\r\n%x\r\n%b\r\n0\r\nx-trailer: 1\r\n\r\n" % (BODY[:5], len(BODY) - 5, BODY[5:])
 )
+EVENT = b'data: {"choices": [{"index": 0, "delta": {"content": "whale "}}]}\n\n'
+STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+DONE = STREAM + b"%x\r\n%bdata: [DONE]\n\n\r\n" % (len(EVENT) + 14, EVENT)
 
 
 class Script:
@@ -250,6 +256,66 @@ async def test_closing_the_endpoint_ends_calls_under_way(sent: int) -> None:
             await endpoint.aclose()
 
 
+async def test_a_closed_endpoint_asks_for_nothing_again() -> None:
+    """What closing breaks is not tried again, neither for free nor as one of the retries."""
+    script = Script(PLAIN, PLAIN[:30])
+    async with scripted(script) as base_url:
+        endpoint = HTTPEndpoint(base_url, "fake", retries=3)
+        await ask(endpoint, "generate")
+
+        async def wait() -> None:
+            with pytest.raises(EndpointUnavailable):
+                await ask(endpoint, "generate")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await until(lambda: len(script.requests) == 2)
+            await endpoint.aclose()
+        assert len(script.requests) == 2
+
+
+async def test_a_call_cancelled_behind_done_closes_its_connection() -> None:
+    """A server that says [DONE] and keeps the body open holds no connection of a caller who has left."""
+    script = Script(DONE)
+    async with talking(script) as endpoint:
+        with anyio.move_on_after(0.1):
+            await ask(endpoint, "stream")
+        await until(lambda: script.open == 0)
+
+
+async def test_a_slow_reader_meets_the_total_deadline() -> None:
+    """A stream that always has more to read ends with the total deadline, however slowly it is read."""
+
+    async def dally(endpoint: HTTPEndpoint) -> None:
+        async with endpoint.stream(MESSAGES, Sampling()) as events:
+            async for _ in events:
+                await anyio.sleep(0.05)
+
+    deadlines = Deadlines(total=0.3)
+    async with (
+        FakeServer(Answer(chunks=["whale "] * 1000, pace=0.002)) as server,
+        HTTPEndpoint(server.base_url, "fake", retries=0, deadlines=deadlines) as endpoint,
+    ):
+        with pytest.raises(EndpointUnavailable, match="deadline"):
+            await dally(endpoint)
+
+
+def test_an_event_loop_is_let_go(anyio_backend: str) -> None:
+    """An endpoint that is used in one event loop after the other keeps none of those that have ended."""
+    if anyio_backend == "trio":
+        pytest.skip("runs event loops of its own, of asyncio")
+    with FakeServer(Answer(body=BODY.decode())).run_in_thread() as server:
+        endpoint = HTTPEndpoint(server.base_url, "fake", retries=0)
+
+        async def use() -> weakref.ref[object]:
+            await ask(endpoint, "generate")
+            return weakref.ref(asyncio.get_running_loop())
+
+        loops = [asyncio.run(use()) for _ in range(3)]
+        gc.collect()
+        assert [loop() for loop in loops] == [None, None, None]
+
+
 async def test_what_nobody_reads_waits_at_the_server() -> None:
     """A stream that is not read on is not received on: the server cannot send 64 MB to a consumer that sleeps."""
     chunks = ["whale " * 10_000] * 1_100
@@ -282,6 +348,13 @@ async def test_a_path_outside_ascii_is_escaped() -> None:
         async with HTTPEndpoint(base_url.replace("/v1", "/größe 1/v1"), "fake") as endpoint:
             await ask(endpoint, "generate")
     assert script.requests[0].startswith(b"POST /gr%C3%B6%C3%9Fe%201/v1/chat/completions HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("value", [3, None, b"3"])
+def test_a_header_that_is_no_text_is_refused(value: Any) -> None:
+    """A number, or what the environment does not hold, is a mistake that is named."""
+    with pytest.raises(ConfigurationError, match="'x-retry' must be a str"):
+        HTTPEndpoint("http://127.0.0.1:9/v1", "fake", headers={"x-retry": value})
 
 
 @pytest.mark.parametrize("name", ["x\r\ny", "x y", "", "größe", "content-length", "Transfer-Encoding"])

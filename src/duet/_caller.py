@@ -50,12 +50,14 @@ class Caller:
 
     async def retrying(self, ends: float, attempt: Callable[[], Awaitable[T]]) -> T:
         """Run `attempt` until it succeeds, is refused for good, or retries or time are used up."""
-        tries, may_be_stale = 0, self._answered
+        tries, may_be_stale, closings = 0, self._answered, self.wire.closings
         while True:
             try:
                 return await attempt()
             except EndpointUnavailable as exc:
                 cause = exc.__cause__
+                if self.wire.closings > closings:
+                    raise
                 if isinstance(cause, WireFailure) and cause.stale and may_be_stale:
                     may_be_stale = False  # the server had just closed a kept-alive connection: that costs no try
                     continue
@@ -162,27 +164,24 @@ class Exchange:
 
         Args:
             seconds: Longest wait.
-            broken_ok: Take a broken connection as the end: all that matters has arrived.
+            broken_ok: Take a broken connection or a deadline as the end: all that matters has arrived.
         """
-        try:
-            arrived = self._answer.arrived()
-            return await self._wait(seconds) if arrived == b"" else arrived
-        except WireFailure as exc:
-            if broken_ok:
-                return None
-            error = self._unavailable(f"the connection broke in mid-answer ({exc})", exc)
-        raise error
-
-    async def _wait(self, seconds: float | None) -> bytes | None:
         started = anyio.current_time()
-        if started >= self._ends:  # a flood of data may leave the event loop no moment to say so
+        if started >= self._ends and not broken_ok:  # who reads slowly, or is flooded, may never wait
             raise self._unavailable("a deadline was over in mid-answer") from TimeoutError()
         try:
+            arrived = self._answer.arrived()
+            if arrived != b"":
+                return arrived
             return await _within(min(started + (seconds or math.inf), self._ends), self._answer.read())
         except TimeoutError as exc:
-            raise self._unavailable(
-                f"no data for {anyio.current_time() - started:.3g} s, then a deadline was over"
-            ) from exc
+            what = f"no data for {anyio.current_time() - started:.3g} s, then a deadline was over"
+            error = self._unavailable(what, exc)
+        except WireFailure as exc:
+            error = self._unavailable(f"the connection broke in mid-answer ({exc})", exc)
+        if broken_ok:
+            return None
+        raise error
 
     async def read(self, limit: int = MAX_BODY_BYTES) -> bytes:
         """The whole body.

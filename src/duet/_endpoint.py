@@ -322,9 +322,11 @@ class _TextStream:
         return TextDelta(text)
 
     async def aclose(self) -> None:
-        if self._decoder.done and not self._body_over:
-            await self._exchange.drain()
-        await self._exchange.aclose()
+        try:
+            if self._decoder.done and not self._body_over:
+                await self._exchange.drain()
+        finally:
+            await self._exchange.aclose()
 
     async def _read(self, seconds: float | None) -> str:
         data = await self._exchange.read_chunk(seconds, broken_ok=self._decoder.complete)

@@ -19,6 +19,7 @@ KEEPALIVE_SECONDS = 4.0  # uvicorn, and so vLLM, drops an idle connection after 
 MAX_INFLATED_BYTES = 16 * 1024 * 1024
 
 _NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.A)
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 _SECRET = re.compile("key|token|auth|secret|cookie|pass|credential|session|signature", re.I)
 # By name, so that none of these has to be imported here. openai ≥ 3 reads through httpx2.
 _HTTP_LIBRARIES = frozenset({"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2"})
@@ -74,6 +75,10 @@ class Wire(Protocol):
     def secrets(self) -> tuple[str, ...]:
         """What is sent and must never show."""
 
+    @property
+    def closings(self) -> int:
+        """How often it was closed: what broke thereby is not tried again."""
+
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         """POST `body` as JSON, or GET where it is None; raise WireFailure where no answer comes."""
 
@@ -98,8 +103,10 @@ def public_address(base_url: str) -> str:
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raise ConfigurationError, without the value, where a header holds what none can."""
     for name, value in headers.items():
-        if not _NAME.fullmatch(name) or name in ("content-length", "transfer-encoding"):
+        if not (isinstance(name, str) and _NAME.fullmatch(name)) or name.lower() in _FRAMING:
             raise ConfigurationError(f"headers: {name!r} is no header that can be set here")
+        if not isinstance(value, str):
+            raise ConfigurationError(f"headers: {name!r} must be a str, got {type(value).__name__}")
         if not (value.isascii() and value.isprintable()):
             what = "api_key" if name == "authorization" else f"the header {name!r}"
             raise ConfigurationError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from duet._wire import Answer, check_headers, encode, public_address, secrets_of
 
@@ -32,12 +32,14 @@ class HTTPWire:
         own = {"accept-encoding": "identity", "user-agent": "duet"}
         if api_key:
             own["authorization"] = f"Bearer {api_key}"
+        check_headers(own)
+        check_headers(headers)
         self._headers = own | {name.lower(): value for name, value in headers.items()}
-        check_headers(self._headers)
         self._headers_of_json = self._headers | {"content-type": "application/json"}
         self.secrets = secrets_of(own) + secrets_of(self._headers)
+        self.closings = 0
         self._verify = verify
-        self._opened: WeakKeyDictionary[object, _Opened] = WeakKeyDictionary()
+        self._opened: dict[object, _Opened] = {}
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         opened = self._opened.get(_running_loop()) or await self._open()
@@ -47,13 +49,15 @@ class HTTPWire:
         return await opened.transport.send(url, self._headers_of_json, encode(body), connect)
 
     async def aclose(self) -> None:
-        opened = self._opened.pop(_running_loop(), None)
+        opened = self._opened.get(_running_loop())
         if opened is not None:
+            self.closings += 1
             await opened.closer.aclose()
 
     async def _open(self) -> _Opened:
         loop = _running_loop()
-        opened = self._opened[loop] = _Opened(_new_transport(self.address, self._verify, loop))
+        transport = _new_transport(self.address, self._verify, loop)
+        opened = self._opened[loop] = _Opened(transport, functools.partial(self._opened.pop, loop, None))
         await anext(opened.closer)
         return opened
 
@@ -61,15 +65,16 @@ class HTTPWire:
 class _Opened:
     """A transport, and a generator that closes it: an event loop closes its generators when it ends."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, forget: Callable[[], object]) -> None:
         self.transport = transport
-        self.closer = _closing(transport)
+        self.closer = _closing(transport, forget)
 
 
-async def _closing(transport: Transport) -> AsyncGenerator[None]:
+async def _closing(transport: Transport, forget: Callable[[], object]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
+        forget()  # a transport holds its loop, so the loop would not be let go otherwise
         await transport.aclose()
 
 

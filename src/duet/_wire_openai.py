@@ -11,6 +11,8 @@ import openai
 
 from duet._wire import Answer, IteratedAnswer, WireFailure, encode, failure_of, secrets_of
 
+REMEMBERED = 1024  # secrets of earlier requests, whose answers may still be read
+
 
 class OpenAIWire:
     """A caller's own `AsyncOpenAI` (Azure and custom auth included), its answers read raw.
@@ -21,30 +23,42 @@ class OpenAIWire:
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client.with_options(max_retries=0)
         self.address = _without_user(str(client.base_url))
-        # Beside these, the headers of the last request: a client may get its key from a function.
         own = {"key": client.api_key or "", "password": client.base_url.password}
         self._own = secrets_of(own | {name: str(value) for name, value in client.default_query.items()})
-        self.secrets: tuple[str, ...] = self._own
+        self._sent: dict[str, None] = {}
+        self.closings = 0
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The client's own, and those of the latest requests: it may get its key from a function."""
+        return (*self._own, *self._sent)
 
     async def send(self, path: str, body: Mapping[str, Any] | None, connect: float | None) -> Answer:
         try:
             response = await self._request(path, body)
         except openai.APIStatusError as exc:
-            self.secrets = self._own + secrets_of(exc.request.headers)
+            self._note(exc.request.headers)
             return _whole_answer(exc.response.status_code, exc.response.headers, exc.response.content)
         except openai.APIConnectionError as exc:
-            self.secrets = self._own + secrets_of(exc.request.headers)
+            self._note(exc.request.headers)
             raise failure_of(exc.__cause__ or exc) from exc
         except RuntimeError as exc:
             if "loop is closed" not in str(exc):
                 raise
             raise WireFailure("the client belongs to an event loop that has ended: make one for each loop") from exc
         answer = response.http_response
-        self.secrets = self._own + secrets_of(answer.request.headers)
+        self._note(answer.request.headers)
         return IteratedAnswer(answer.status_code, answer.headers, answer.aiter_raw(), response.close)
 
     async def aclose(self) -> None:
         """Nothing: the client is the caller's."""
+
+    def _note(self, headers: Mapping[str, str]) -> None:
+        for secret in secrets_of(headers):
+            self._sent.pop(secret, None)  # the latest stand last
+            self._sent[secret] = None
+        while len(self._sent) > REMEMBERED:
+            del self._sent[next(iter(self._sent))]
 
     async def _request(self, path: str, body: Mapping[str, Any] | None) -> Any:
         headers = {"X-Stainless-Raw-Response": "stream", "Accept-Encoding": "identity"}
