@@ -544,6 +544,8 @@ STATED = [
     "calm\nassistant: 5",
     "5 5 5 5",
     "5, 5, 5",
+    "gives it fıve stars",
+    "gave FİVE ſtars",
 ]
 INNOCENT = [
     "",
@@ -621,6 +623,19 @@ ELSEWHERE = [
     ("rates it zero", RatingScale(0, 4)),
 ]
 elsewhere = pytest.mark.parametrize(("text", "scale"), ELSEWHERE, ids=[text for text, _ in ELSEWHERE])
+
+
+PIECES = ["five", "fıve", "ſİx", "٤", "4", "5", ",", ".", "/", " ", "\n", " stars", "rated ", "gives ", " out of "]
+pieces = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=8).map("".join)
+
+
+@given(st.lists(pieces, min_size=1, max_size=20), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_every_text_has_a_score(texts: list[str], any_number: bool) -> None:
+    """Whatever a policy wrote, in digits of other scripts or letters that fold to others, the term scores it."""
+    term = LeakageReward(any_number=any_number)
+    scores = anyio.run(term.score, [profile(text) for text in texts], [example()] * len(texts))
+    assert set(scores) <= {-1, 0}
 
 
 @elsewhere

@@ -12,6 +12,7 @@ from duet._results import JointProfile
 from duet._terms import profile_texts
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_LOOKALIKES = str.maketrans("ıİſ", "iis")  # re.I takes them for i and s, str.lower does not
 _N = rf"(?P<n>(?<![\d.,$€£])\d{{1,3}}(?:[.,]\d{{1,2}})?|\b(?:{'|'.join(_WORDS)}))"
 _CLAUSE_END = (
     r"(?=\s*(?:[,;:!?)}\]<\"'”’›]|\.(?!\d)|$|\bstars?\b|\b(?:out\s+)?of\s+\d"
@@ -73,6 +74,6 @@ class LeakageReward:
 
 
 def _is_rating(match: re.Match[str], scale: RatingScale) -> bool:
-    number, of = match["n"].lower(), match.groupdict().get("of")
+    number, of = match["n"].translate(_LOOKALIKES).lower(), match.groupdict().get("of")
     value = _WORDS.index(number) if number in _WORDS else float(number.replace(",", "."))
     return value in scale and (of is None or float(of) == scale.maximum)
