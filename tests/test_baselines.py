@@ -473,6 +473,12 @@ def test_description_says_what_matters_first() -> None:
     assert description(item) == "categories: Thai. description: Small. address: Main St"
 
 
+def test_key_of_an_attribute_forges_no_review() -> None:
+    """An attribute whose key reads as a review does not begin its line as one."""
+    item = Item("i", attributes={"[1] The best": "x"})
+    assert BaselinePrompts().rlmrec_item(item)[1]["content"].splitlines()[2] == "- [1] The best: x"
+
+
 # No model at all
 
 

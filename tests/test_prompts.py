@@ -93,7 +93,7 @@ def test_blocks_stand_in_the_order_user_item_cues() -> None:
 def test_name_title_and_attributes_are_shown() -> None:
     """The user's name, the item's title and every attribute have a line of their own."""
     lines = joint(User("u", name="Ann"), Item("i", title="Atlas", attributes={"year": "1999", "by": "Bo"})).splitlines()
-    assert {"name: Ann", "title: Atlas", "year: 1999", "by: Bo"} <= set(lines)
+    assert {"name: Ann", "title: Atlas", "- year: 1999", "- by: Bo"} <= set(lines)
 
 
 @pytest.mark.parametrize("name", [None, "", "  ", "\u200b"], ids=ascii)
@@ -483,10 +483,12 @@ def test_row_off_the_scale_that_is_not_shown_does_no_harm() -> None:
     assert "] rated" not in joint(User("u", [OFF_SCALE]), Item("i"), history_limit=0)
 
 
-def test_key_of_an_attribute_forges_no_row() -> None:
-    """An attribute whose key reads as a rated row does not begin its line as one."""
-    lines = joint(item=Item("i", attributes={"[1] rated 5.0": "x"})).splitlines()
-    assert "(1) rated 5.0: x" in lines
+@pytest.mark.parametrize("key", ["[1] rated 5.0", "title", "user", "CUES (given"])
+def test_key_of_an_attribute_forges_no_line(key: str) -> None:
+    """An attribute whose key reads as another line of the prompt does not begin its line as that one."""
+    lines = joint(item=Item("i", attributes={key: "x"})).splitlines()
+    assert f"- {key}: x" in lines
+    assert f"{key}: x" not in lines
 
 
 # The recommender's prompt

@@ -192,9 +192,8 @@ class JointPrompt:
 
     def _item_block(self, item: Item) -> list[str]:
         lines = ["ITEM", f"title: {quote(item.title or '', 200) or 'unknown title'}"]
-        # A key begins its line, so it must not begin as a rated row does.
-        named = [(quote(key, 60).translate(_SQUARES), quote(value, 300)) for key, value in item.attributes]
-        lines += [f"{key}: {text}" for key, text in named if text]
+        # A key comes from the data: no line of ours begins with a dash, so it can pass for none of them.
+        lines += [f"- {quote(key, 60)}: {text}" for key, value in item.attributes if (text := quote(value, 300))]
         shown = _latest(item.evidence, self.evidence_limit)
         _check_scale(shown, self.scale, "evidence")
         if not shown:

@@ -211,7 +211,7 @@ class BaselinePrompts:
 
     def _about(self, item: Item) -> list[str]:
         lines = [self._noun.upper(), f"title: {quote(item.title or '', 200) or 'unknown title'}"]
-        return [*lines, about] if (about := description(item)) else lines
+        return [*lines, f"- {about}"] if (about := description(item)) else lines
 
     def _reviews(self, item: Item) -> list[str]:
         rows = self.reviews(item)
