@@ -89,7 +89,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     from duet_train.models import load_policy, load_tokenizer, prompt_ids
     from duet_train.preflight import Preflight
     from duet_train.rewards import TRLReward
-    from duet_train.trainers import train
+    from duet_train.trainers import train_to_the_end
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0
@@ -161,7 +161,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     for update in updates:
         update.reward = reward
     try:
-        train(trainer, last_checkpoint(folder))
+        train_to_the_end(trainer, last_checkpoint(folder))
     except BaseException:
         if main:
             card.update(status="aborted")

@@ -35,7 +35,7 @@ def quiet(trainer: type[Any]) -> type[Any]:
     return type(trainer.__name__, (Quiet, trainer), {})
 
 
-def train(trainer: Any, checkpoint: Path | None) -> None:
+def train_to_the_end(trainer: Any, checkpoint: Path | None) -> None:
     """Train to the end.
 
     Args:

@@ -133,10 +133,10 @@ def train_and_save(trainer: Any, card: Card) -> Path:
     """
     from duet_train.callbacks import last_checkpoint
     from duet_train.card import write_adapter_card
-    from duet_train.trainers import train
+    from duet_train.trainers import train_to_the_end
 
     run = Path(trainer.args.output_dir)
-    train(trainer, last_checkpoint(run))
+    train_to_the_end(trainer, last_checkpoint(run))
     folder = run / ("adapter" if card.values["model"]["use_peft"] else "model")
     trainer.save_model(str(folder))
     if trainer.args.process_index == 0:
