@@ -8,10 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -226,6 +230,110 @@ async def test_row_that_met_a_lock_is_forgotten_too(tmp_path: Path) -> None:
             await keep(ledger, "second")
         assert await ledger.forget("ann") == 2
         assert await ledger.count() == 0
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Wait for a lock for so long, in seconds: much longer than anything else takes."""
+    monkeypatch.setattr("duet._ledger_file._BUSY_SECONDS", 0.5)
+    return 0.5
+
+
+async def test_all_who_meet_a_lock_wait_once(tmp_path: Path, patient: float) -> None:
+    """Calls that meet a lock together wait for it together, and who is cancelled while they wait is gone with them."""
+    path = tmp_path / "ledger.sqlite"
+    async with Ledger(path) as ledger:
+        await keep(ledger, "first")
+        with locked(path):
+            started = anyio.current_time()
+            async with anyio.create_task_group() as tasks:
+                for number in range(8):
+                    tasks.start_soon(met_a_lock, ledger, number)
+                await anyio.sleep(patient / 5)
+                tasks.cancel_scope.cancel()
+            took = anyio.current_time() - started
+        assert await ledger.count() == 9
+    assert patient * 0.9 < took < 2 * patient
+
+
+async def met_a_lock(ledger: Ledger, number: int) -> None:
+    """Put a row into a file that is locked, for a while at least."""
+    with suppress(LedgerError):
+        await keep(ledger, f"second {number}")
+
+
+async def test_who_comes_after_a_lock_waits_anew(tmp_path: Path, patient: float) -> None:
+    """A call made after another gave up waits for a lock of its own that is soon let go."""
+    path = tmp_path / "ledger.sqlite"
+    async with Ledger(path) as ledger:
+        await keep(ledger, "first")
+        async with anyio.create_task_group() as tasks:
+            with locked(path):
+                await met_a_lock(ledger, 1)
+                tasks.start_soon(keep, ledger, "third")
+                await anyio.sleep(patient / 5)
+        assert await ledger.count() == 3
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_reading_goes_on_while_rows_wait(tmp_path: Path) -> None:
+    """With rows that wait for a lock, what the file holds is found, and nothing else is asked of an endpoint."""
+    path = tmp_path / "ledger.sqlite"
+    endpoint = ScriptedEndpoint(completion_text())
+    async with Ledger(path) as ledger:
+        profiler = JointProfiler(endpoint, ledger=ledger)
+        had = await profile_all(profiler, 1)
+        with locked(path):
+            with pytest.raises(LedgerError):
+                await keep(ledger, "waits")
+            both = await profile_all(profiler, 2)
+            with pytest.raises(LedgerError, match="locked"):
+                await ledger.get("waits")
+    assert {type(outcome.error) for outcome in both} == {type(None), LedgerError}
+    assert [outcome.profile for outcome in both if outcome.profile] == [had[0].profile]
+    assert len(endpoint.calls) == 1
+
+
+async def test_waiting_calls_leave_the_threads_to_others(tmp_path: Path, patient: float) -> None:
+    """However many calls wait for a lock, none of the application's limit of threads is theirs."""
+    path = tmp_path / "ledger.sqlite"
+    async with Ledger(path) as ledger, anyio.create_task_group() as tasks:
+        await keep(ledger, "first")
+        with locked(path):
+            for number in range(50):
+                tasks.start_soon(met_a_lock, ledger, number)
+            await anyio.sleep(patient / 5)
+            assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+
+
+async def test_row_that_just_met_a_lock_is_forgotten_too(tmp_path: Path, patient: float) -> None:
+    """A row is known to wait before anybody else may use the file, so to forget its user in that moment deletes it."""
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    await keep(ledger, "first")
+    async with anyio.create_task_group() as tasks:
+        with locked(path):
+            tasks.start_soon(met_a_lock, ledger, 1)
+            await anyio.sleep(patient / 5)
+            time.sleep(2 * patient)  # noqa: ASYNC251 - the loop is not to hear of it yet
+        forgetting = threading.Thread(target=anyio.run, args=(ledger.forget, "ann"))
+        forgetting.start()
+        forgetting.join()
+    assert await ledger.count() == 0
+    await ledger.aclose()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_row_that_cannot_be_kept_and_met_a_lock_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A row that no file could hold is tried once more after a lock, and then given up."""
+    path = tmp_path / "ledger.sqlite"
+    async with Ledger(path) as ledger:
+        await keep(ledger, "first")
+        with locked(path), pytest.raises(LedgerError, match="locked"):
+            await keep(ledger, "half of a pair: \ud800")
+        with pytest.raises(LedgerError, match="surrogates"):
+            await ledger.count()
+        assert await ledger.count() == 1
 
 
 async def test_row_that_cannot_be_kept_is_in_nobodys_way(tmp_path: Path) -> None:

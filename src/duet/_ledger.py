@@ -9,16 +9,19 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from os import PathLike, fspath
 from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
 import attrs
+from anyio.lowlevel import RunVar
 
 from duet._endpoint import Endpoint
 from duet._errors import LedgerError
-from duet._ledger_file import append, forget, is_of_the_file, meaning, open_file
+from duet._ledger_file import append, be_patient, forget, is_locked, is_of_the_file, meaning, open_file
 from duet._log import DEBUG, INFO, hears, log
 from duet._prompts import Message
 from duet._records import Item, User
@@ -27,6 +30,10 @@ from duet._schema import ProfileSchema
 from duet._settings import Sampling
 
 T = TypeVar("T")
+Row = tuple[tuple[Any, ...], Sequence[str]]
+
+# Whose turn it is, by ledger, for each run of an event loop: who waits takes none of the application's threads.
+_TURNS: RunVar[WeakKeyDictionary[Ledger, anyio.CapacityLimiter]] = RunVar("duet.ledger")
 
 
 class Ledger:
@@ -37,7 +44,8 @@ class Ledger:
     was handed over. May be shared by any number of tasks; SQLite runs in a worker thread.
 
     A generation that is finished and cannot be written, on a full disk for example, raises and is kept in memory. Until
-    it is written every further use raises before anything is asked of an endpoint, so nothing is paid for in vain.
+    it is written, what the file holds is still found, and every other use raises before anything is asked of an
+    endpoint, so nothing is paid for in vain.
 
     Args:
         path: The file, on a disk of this machine; it is made where it does not exist, its folder is not.
@@ -47,7 +55,8 @@ class Ledger:
         self._path = fspath(path)
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._unwritten: list[tuple[tuple[Any, ...], Sequence[str]]] = []
+        self._unwritten: list[Row] = []
+        self._gave_up = 0.0
 
     def __repr__(self) -> str:
         return f"Ledger({self._path!r})"
@@ -61,7 +70,7 @@ class Ledger:
     async def aclose(self) -> None:
         """Close the file; a later use opens it again."""
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._close)
+            await anyio.to_thread.run_sync(self._close, limiter=self._turn())
 
     async def generate(
         self,
@@ -102,8 +111,7 @@ class Ledger:
         Raises:
             LedgerError: The file cannot be read.
         """
-        query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id DESC LIMIT 1"
-        row = await self._run(lambda connection: connection.execute(query, (digest,)).fetchone())
+        row = await self._run(partial(self._find, digest))
         return None if row is None else self._restored(digest, row[0])
 
     async def versions(self, digest: str) -> list[Completion]:
@@ -116,7 +124,7 @@ class Ledger:
             LedgerError: The file cannot be read.
         """
         query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id"
-        rows = await self._run(lambda connection: connection.execute(query, (digest,)).fetchall())
+        rows = await self._run(lambda connection: self._whole(connection).execute(query, (digest,)).fetchall())
         return [self._restored(digest, row[0]) for row in rows]
 
     async def put(
@@ -138,18 +146,12 @@ class Ledger:
             users: Ids of all whose interactions the prompt shows or was made from, for `forget`.
 
         Raises:
-            LedgerError: The file cannot be written. The next use tries again before anything else.
+            LedgerError: The file cannot be written. The next use that needs more than the file holds tries again first.
         """
         row = (digest, time.time(), model, _dump(list(messages)), _dump(_fields(completion)))
         shown = sorted(set(users))
         with anyio.CancelScope(shield=True):
-            try:
-                await self._run(lambda connection: append(connection, row, shown))
-            except LedgerError as exc:
-                if is_of_the_file(exc.__cause__):
-                    self._unwritten.append((row, shown))
-                    log().warning("write.failed", path=self._path, waiting=len(self._unwritten))
-                raise
+            await self._run(self._whole, (row, shown))
 
     async def forget(self, user: str) -> int:
         """Delete every generation whose prompt showed interactions of a user, and nothing else; how many they were.
@@ -166,14 +168,15 @@ class Ledger:
         """
         deleted = 0
         with anyio.CancelScope(shield=True):
-            deleted = await self._run(lambda connection: forget(connection, user))
+            deleted = await self._run(lambda connection: forget(self._whole(connection), user))
         if hears(INFO):
             log().info("user.forgotten", path=self._path, generations=deleted)
         return deleted
 
     async def count(self) -> int:
         """How many generations are kept."""
-        (rows,) = await self._run(lambda connection: connection.execute("SELECT count(*) FROM generations").fetchone())
+        query = "SELECT count(*) FROM generations"
+        (rows,) = await self._run(lambda connection: self._whole(connection).execute(query).fetchone())
         return int(rows)
 
     def _restored(self, digest: str, text: str) -> Completion:
@@ -182,34 +185,66 @@ class Ledger:
         except (ValueError, KeyError, TypeError) as exc:
             raise LedgerError(f"ledger {self._path!r}: the row of {digest} cannot be read: {exc!r}") from exc
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await anyio.to_thread.run_sync(self._locked, work)
+    async def _run(self, work: Callable[[sqlite3.Connection], T], *rows: Row) -> T:
+        locked = partial(self._locked, work, rows, time.monotonic())
+        return await anyio.to_thread.run_sync(locked, limiter=self._turn())
 
-    def _locked(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        try:
-            with self._lock:
-                if self._connection is None:
-                    self._connection = open_file(self._path)
-                    if hears(DEBUG):
-                        log().debug("ledger.opened", path=self._path)
-                self._catch_up(self._connection)
-                return work(self._connection)
-        except (sqlite3.Error, ValueError) as exc:
-            raise LedgerError(f"ledger {self._path!r}: {meaning(exc)}") from exc
+    def _turn(self) -> anyio.CapacityLimiter:
+        turns = _TURNS.get(None)
+        if turns is None:
+            turns = WeakKeyDictionary()
+            _TURNS.set(turns)
+        return turns.setdefault(self, anyio.CapacityLimiter(1))
 
-    def _catch_up(self, connection: sqlite3.Connection) -> None:
-        """Write what could not be written before."""
+    def _locked(self, work: Callable[[sqlite3.Connection], T], rows: Sequence[Row], called: float) -> T:
+        with self._lock:
+            self._unwritten += rows
+            # Who was in the queue while another waited for a lock in vain has waited too.
+            wait = called >= self._gave_up
+            try:
+                connection = self._opened()
+                be_patient(connection, wait)
+                return work(connection)
+            except (sqlite3.Error, ValueError) as exc:
+                if wait and is_locked(exc):
+                    self._gave_up = time.monotonic()
+                if rows and self._unwritten:
+                    log().warning("write.failed", path=self._path, waiting=len(self._unwritten))
+                raise LedgerError(f"ledger {self._path!r}: {meaning(exc)}") from exc
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = open_file(self._path)
+            if hears(DEBUG):
+                log().debug("ledger.opened", path=self._path)
+        return self._connection
+
+    def _find(self, digest: str, connection: sqlite3.Connection) -> tuple[str] | None:
+        query = "SELECT completion FROM generations WHERE digest = ? ORDER BY id DESC LIMIT 1"
+        found: tuple[str] | None = connection.execute(query, (digest,)).fetchone()
+        if self._unwritten and (found is None or any(row[0] == digest for row, _ in self._unwritten)):
+            found = self._whole(connection).execute(query, (digest,)).fetchone()
+        return found
+
+    def _whole(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """The same, with all that waits written."""
         while self._unwritten:
-            append(connection, *self._unwritten[0])
+            try:
+                append(connection, *self._unwritten[0])
+            except Exception as exc:
+                if not is_of_the_file(exc):  # no file could hold the row, so it is in nobody's way
+                    del self._unwritten[0]
+                raise
             del self._unwritten[0]
+        return connection
 
     def _close(self) -> None:
         with self._lock:
             connection, self._connection = self._connection, None
             if connection is not None:
                 try:
-                    with suppress(sqlite3.Error):  # whoever put it was told
-                        self._catch_up(connection)
+                    with suppress(sqlite3.Error, ValueError):  # whoever put it was told
+                        self._whole(connection)
                 finally:
                     connection.close()
 

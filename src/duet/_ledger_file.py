@@ -60,6 +60,11 @@ def open_file(path: str) -> sqlite3.Connection:
     return connection
 
 
+def be_patient(connection: sqlite3.Connection, wait: bool) -> None:
+    """Wait for the locks of others, or fail at once."""
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * _BUSY_SECONDS) if wait else 0}")
+
+
 def _contents(connection: sqlite3.Connection) -> set[str]:
     """Names of tables and indices; none in a new file. What is something else is not touched."""
     found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
@@ -114,11 +119,20 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def meaning(exc: Exception) -> str:
     """What SQLite says, and what to make of it."""
-    if isinstance(exc, sqlite3.Error) and (meaning := _MEANINGS.get(getattr(exc, "sqlite_errorcode", 0) & 0xFF)):
-        return f"{exc}: {meaning}"
-    return str(exc)
+    meaning = _MEANINGS.get(_code(exc))
+    return str(exc) if meaning is None else f"{exc}: {meaning}"
 
 
-def is_of_the_file(exc: BaseException | None) -> bool:
+def is_of_the_file(exc: Exception) -> bool:
     """Whether the file was in the way, which may pass, and not the row."""
     return type(exc) in (sqlite3.OperationalError, sqlite3.DatabaseError)
+
+
+def is_locked(exc: Exception) -> bool:
+    """Whether another process was in the way."""
+    return _code(exc) == sqlite3.SQLITE_BUSY
+
+
+def _code(exc: Exception) -> int:
+    """SQLite's primary result code, 0 where there is none."""
+    return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF
