@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from duet import (
@@ -235,12 +235,21 @@ def test_each_part_of_the_key_counts(name: str, value: object) -> None:
     assert digest_of(**(KEY | {name: value})) != digest_of(**KEY)
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_p", "presence_penalty"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "presence_penalty", "frequency_penalty"])
 def test_equal_samplings_have_equal_digests(name: str) -> None:
     """1 and 1.0 are equal, so they are one generation."""
     whole: dict[str, Any] = {name: 1}
     decimal: dict[str, Any] = {name: 1.0}
     assert digest_of(MESSAGES, "m", Sampling(**whole), None) == digest_of(MESSAGES, "m", Sampling(**decimal), None)
+
+
+@given(st.integers(), st.integers())
+@example(2**60, 2**60 + 1)
+@example(0, 10**400)
+def test_each_seed_is_a_generation(first: int, second: int) -> None:
+    """Two seeds share a digest only if they are one, however large they are."""
+    one, other = (digest_of(MESSAGES, "m", Sampling(seed=seed), None) for seed in (first, second))
+    assert (one == other) == (first == second)
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()))

@@ -261,8 +261,10 @@ def digest_of(messages: Sequence[Message], model: str, sampling: Sampling, schem
 
 
 def _number(value: object) -> object:
-    """0 and 0.0 are one temperature."""
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """0 and 0.0 are one temperature; integers beyond what a float holds exactly stay apart."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 2**53:
+        return value
+    return float(value)
 
 
 def read_through(
