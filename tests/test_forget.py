@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from duet import (
     Completion,
     CompletionError,
+    ConfigurationError,
     CueExtractor,
     CuePrompt,
     Example,
@@ -210,6 +211,18 @@ async def test_no_trace_is_left_in_the_files(path: Path) -> None:
         assert f"{SECRET} by ann".encode() not in raw(path)
         assert b"ann" not in raw(path)
         assert f"{SECRET} by user 2".encode() in raw(path)
+
+
+async def test_one_id_is_not_several(path: Path) -> None:
+    """A plain string would be recorded letter by letter, so it is refused: before anything is paid, and on keeping."""
+    endpoint = ScriptedEndpoint("text")
+    async with Ledger(path) as ledger:
+        with pytest.raises(ConfigurationError, match=r"users must be several ids, as in \[user.id\]"):
+            await ledger.generate(endpoint, [{"role": "user", "content": "x"}], Sampling(), users="ann")
+        with pytest.raises(ConfigurationError, match="users must be several ids"):
+            await ledger.put("a", Completion("text"), model="m", messages=[], users="ann")
+        assert await ledger.count() == 0
+    assert endpoint.calls == []
 
 
 async def test_unknown_user_costs_nothing(path: Path) -> None:

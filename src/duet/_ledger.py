@@ -20,7 +20,7 @@ import attrs
 from anyio.lowlevel import RunVar
 
 from duet._endpoint import Endpoint
-from duet._errors import LedgerError
+from duet._errors import ConfigurationError, LedgerError
 from duet._ledger_file import append, be_patient, forget, is_locked, is_of_the_file, meaning, open_file
 from duet._log import DEBUG, INFO, hears, log
 from duet._prompts import Message
@@ -91,9 +91,11 @@ class Ledger:
             users: Ids of all whose interactions the prompt shows or was made from, for `forget`.
 
         Raises:
+            ConfigurationError: `users` is one string.
             EndpointError: The infrastructure's fault; nothing is kept.
             LedgerError: The file cannot be read or written.
         """
+        _several(users)
         digest = digest_of(messages, endpoint.model, sampling, schema)
         kept = await self.get(digest)
         if kept is not None:
@@ -146,10 +148,11 @@ class Ledger:
             users: Ids of all whose interactions the prompt shows or was made from, for `forget`.
 
         Raises:
+            ConfigurationError: `users` is one string.
             LedgerError: The file cannot be written. The next use that needs more than the file holds tries again first.
         """
         row = (digest, time.time(), model, _dump(list(messages)), _dump(_fields(completion)))
-        shown = sorted(set(users))
+        shown = sorted(set(_several(users)))
         with anyio.CancelScope(shield=True):
             await self._run(self._whole, (row, shown))
 
@@ -284,6 +287,12 @@ def read_through(
 def subjects(ledger: Ledger | None, user: User, item: Item) -> frozenset[str]:
     """Ids of all whose interactions a pair's profiles may be made from; none where no ledger wants to know."""
     return frozenset() if ledger is None else frozenset({user.id, *(row.user for row in item.evidence)})
+
+
+def _several(users: Iterable[str]) -> Iterable[str]:
+    if isinstance(users, str):  # its letters would be recorded, and nobody forgotten
+        raise ConfigurationError("users must be several ids, as in [user.id]")
+    return users
 
 
 def _dump(value: Any) -> str:
