@@ -18,6 +18,7 @@ from duet import (
     ConfigurationError,
     CueExtractor,
     CuePrompt,
+    Cues,
     Example,
     Interaction,
     Item,
@@ -95,6 +96,18 @@ async def test_rows_beyond_the_prompt_do_not_count(path: Path) -> None:
         await profiler.profile(*pair("ann", "bob", "cid"))
         assert await ledger.forget("bob") == 0
         assert await ledger.forget("cid") == 1
+
+
+async def test_given_cues_are_everybodys(path: Path) -> None:
+    """Cues that are given may be made from any of the evidence, so whoever wrote it is in a prompt that shows them."""
+    async with Ledger(path) as ledger:
+        profiler = JointProfiler(
+            ScriptedEndpoint(completion_text()), prompt=JointPrompt(evidence_limit=1), ledger=ledger
+        )
+        cues = Cues("likes maps", f"{SECRET} by bob")
+        await profiler.profile(*pair("ann", "bob", "cid"), cues=cues)
+        assert await ledger.forget("bob") == 1
+        assert f"{SECRET} by bob".encode() not in raw(path)
 
 
 async def test_without_evidence_only_the_user_counts(path: Path) -> None:

@@ -16,7 +16,7 @@ from duet._concurrency import map_unordered
 from duet._endpoint import Endpoint
 from duet._errors import ConfigurationError, IncompleteStream, RecordError
 from duet._events import GenerationDone, GenerationEnd, ProfileEvent, TextDelta
-from duet._ledger import Ledger, digest_of, read_through
+from duet._ledger import Ledger, digest_of, read_through, subjects
 from duet._log import INFO, hears, log
 from duet._parser import SectionParser, joint_profile, parse_profile
 from duet._prompts import JointPrompt, Message
@@ -139,6 +139,8 @@ class JointProfiler:
         schema = self._prompt.schema_for(cues)
         sampling = self._sampling.under_grammar(schema.grammar()) if self._constrained else self._sampling
         users = frozenset[str]() if self._ledger is None else self._prompt.subjects(user, item)
+        if cues is not None:  # they may be made from rows that the prompt does not show
+            users |= subjects(self._ledger, user, item)
         return _Job(self._prompt.render(user, item, cues=cues), sampling, schema, users)
 
     @asynccontextmanager
