@@ -160,7 +160,8 @@ class Ledger:
         """Delete every generation whose prompt showed interactions of a user, and nothing else; how many they were.
 
         What they stood on in the file is overwritten: the log is emptied and the file written anew. Copies of the file,
-        and what models have learnt, are beyond its reach.
+        and what models have learnt, are beyond its reach. Calls under way for the user still land afterwards: end them
+        first, or call it again.
 
         Args:
             user: Id of the user.
