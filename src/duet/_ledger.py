@@ -32,6 +32,7 @@ from duet._settings import Sampling
 T = TypeVar("T")
 Row = tuple[tuple[Any, ...], Sequence[str]]
 
+_THREADS = 4  # one works; with none behind it each call would also wait for a turn of the event loop
 # Whose turn it is, by ledger, for each run of an event loop: who waits takes none of the application's threads.
 _TURNS: RunVar[WeakKeyDictionary[Ledger, anyio.CapacityLimiter]] = RunVar("duet.ledger")
 
@@ -198,7 +199,7 @@ class Ledger:
         if turns is None:
             turns = WeakKeyDictionary()
             _TURNS.set(turns)
-        return turns.setdefault(self, anyio.CapacityLimiter(1))
+        return turns.setdefault(self, anyio.CapacityLimiter(_THREADS))
 
     def _locked(self, work: Callable[[sqlite3.Connection], T], rows: Sequence[Row], called: float) -> T:
         with self._lock:
