@@ -32,12 +32,13 @@ def main() -> int:
     args = parser.parse_args()
     about = _about(args.quick)
     try:
-        found = {name: _checked(name, args.quick) for name in checks.CHECKS}
-        with mock.running() as server:
-            costs = compare(server, args.rounds or (3 if args.quick else 9))
+        mock.built()
     except mock.NoCompilerError:
         print("No C compiler (cc, or what CC names) to build the mock server: nothing is measured, nothing judged.")
         return 0
+    found = {name: _checked(name, args.quick) for name in checks.CHECKS}
+    with mock.running() as server:
+        costs = compare(server, args.rounds or (3 if args.quick else 9))
     print(file=sys.stderr)
     reached = [(goal, goal.measured(costs, found)) for goal in GOALS]
     goals = {goal.name: {"value": value, "must": goal.must, "aim": goal.aim} for goal, value in reached}
