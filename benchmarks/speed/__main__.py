@@ -108,7 +108,8 @@ def _cells(costs: Costs, name: str) -> list[str]:
         cost = costs.median(load.name, name)
         floor = costs.ratio("floor", load.name, name, load.name)
         usual = costs.ratio("AsyncOpenAI", load.name, name, load.name)
-        figures = (("{:.3g}", cost and cost / load.chunks), ("{:.2f}", floor), ("× {:.1f}", usual))
+        each = cost and cost / load.chunks
+        figures = (("{:,.0f}" if each and each >= 1000 else "{:.3g}", each), ("{:.2f}", floor), ("× {:.1f}", usual))
         cells.append(" · ".join(form.format(figure) for form, figure in figures if figure is not None))
     return cells
 
