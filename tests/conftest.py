@@ -88,3 +88,14 @@ def nothing_leaks() -> Iterator[None]:
     yield
     gc.collect()
     gc.unfreeze()
+
+
+@pytest.fixture
+def quiet_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of a hub, trl keeps its warning of experimental features to itself, and one thread computes."""
+    import torch
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    torch.set_num_threads(1)

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import anyio
+import commands
 import pytest
 
 from duet import ProfileSchema, TokenLogprob
@@ -491,21 +492,9 @@ def test_key_never_shows(behave: Callable[[Request], Answer], name: str, pairs: 
 # Leaving
 
 
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A command under way, which an interrupt reaches even where this process ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(  # noqa: S603 - the command is this package's own
-            command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRON
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def started(*arguments: object) -> AbstractContextManager[subprocess.Popen[str]]:
+    """This package's command, under way."""
+    return commands.started(command(*arguments), ENVIRON)
 
 
 def first_line_with(process: subprocess.Popen[str], text: str) -> str:

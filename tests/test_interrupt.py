@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from commands import started
 from cores import waited_for_a_core
 from evaluations import prepared
 
@@ -40,21 +41,6 @@ class Patience:
     def __call__(self, request: Request) -> Answer:
         self.left -= 1
         return answer(request) if self.left >= 0 else Answer(fault="hang")
-
-
-@contextmanager
-def started(words: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A command that an interrupt reaches even where this process ignores interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with child:
-        try:
-            yield child
-        finally:
-            child.kill()
 
 
 def interrupted(words: list[str], when: Callable[[], bool]) -> None:

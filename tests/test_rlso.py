@@ -43,18 +43,11 @@ pytest.importorskip("sentence_transformers")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.usefixtures("quiet_training"),
 ]
 
 Floats = npt.NDArray[np.float64]
 Line = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked of a hub, trl keeps its warning of experimental features to itself, and one thread computes."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    torch.set_num_threads(1)
 
 
 @attrs.frozen

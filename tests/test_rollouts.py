@@ -24,21 +24,15 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 # trl 1.16 reads the old name of activation checkpointing, of which transformers 5.23 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.usefixtures("quiet_training"),
+]
 
 SYSTEM = {"role": "system", "content": "Write a profile of the reader."}
 TEXTS = ["Of the sea.", "He liked the first and not the second, which was long.", "No."]
 CHATS = [[SYSTEM, {"role": "user", "content": text}] for text in TEXTS]
 MakeTrainer = Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked of a hub, trl keeps its warning of experimental features to itself, and one thread computes."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,10 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 # trl 1.16 reads the old name of activation checkpointing, of which transformers 5.23 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.usefixtures("quiet_training"),
+]
 
 COLOURS = ("red", "blue", "green", "grey", "pink", "brown")
 CHATS = [[{"role": "user", "content": colour}] for colour in COLOURS]
@@ -48,15 +51,6 @@ RATIO = "sampling/importance_sampling_ratio"
 
 def base_model() -> Any:
     return tiny_model(spread=0.3)
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked of a hub, trl keeps its warning of experimental features to itself, and one thread computes."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -300,8 +300,7 @@ def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 async def _within(deadline: float, work: Awaitable[T]) -> T:
-    """Await `work`; TimeoutError at `deadline`. A bare scope costs half of what `anyio.fail_after` does, on each
-    read."""
+    """Await `work`; TimeoutError at `deadline`. A bare scope costs half of what `anyio.fail_after` does."""
     with anyio.CancelScope(deadline=deadline):
         return await work
     raise TimeoutError

@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -169,7 +169,7 @@ class IteratedAnswer:
             self._over = True
             return None
         except Exception as exc:
-            raise broken_off(exc) from exc
+            reraise(exc, begun=True)
         return self._decode(data)
 
     async def aclose(self) -> None:
@@ -215,9 +215,17 @@ def _refuse(encoding: str, chunk: bytes) -> bytes:
     raise WireFailure(f"an answer encoded as {encoding!r}, which was not asked for")
 
 
-def broken_off(exc: Exception) -> Exception:
-    """What to raise where a body breaks: not stale, since its head arrived. What the wire did not cause stays."""
-    return WireFailure(str(failure_of(exc))) if is_wire_failure(exc) else exc
+def reraise(exc: Exception, *, begun: bool = False) -> NoReturn:
+    """Raise what a library raised as a WireFailure; what the wire did not cause stays as it is.
+
+    Args:
+        exc: Being handled.
+        begun: The head of the answer had arrived, so the connection was not stale.
+    """
+    if not is_wire_failure(exc):
+        raise exc
+    failure = failure_of(exc)
+    raise WireFailure(str(failure), stale=failure.stale and not begun) from exc
 
 
 def is_wire_failure(exc: Exception) -> bool:

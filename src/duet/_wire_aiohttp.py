@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import aiohttp
 
-from duet._wire import KEEPALIVE_SECONDS, broken_off, decoder, failure_of, is_wire_failure
+from duet._wire import KEEPALIVE_SECONDS, decoder, reraise
 
 if TYPE_CHECKING:
     import ssl
@@ -47,9 +47,7 @@ class AiohttpTransport:
                 allow_redirects=False,
             )
         except Exception as exc:
-            if not is_wire_failure(exc):
-                raise
-            raise failure_of(exc) from exc
+            reraise(exc)
         self._answers.add(response)
         return AiohttpAnswer(response)
 
@@ -84,7 +82,7 @@ class AiohttpAnswer:
         try:
             data = self._body.read_nowait()
         except Exception as exc:
-            raise broken_off(exc) from exc
+            reraise(exc, begun=True)
         if not data:
             return None if self._body.at_eof() else b""
         return self._decode(data)
@@ -94,7 +92,7 @@ class AiohttpAnswer:
         try:
             data = await self._body.readany()
         except Exception as exc:
-            raise broken_off(exc) from exc
+            reraise(exc, begun=True)
         return self._decode(data) if data else None
 
     async def aclose(self) -> None:

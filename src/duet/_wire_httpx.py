@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from duet._wire import KEEPALIVE_SECONDS, IteratedAnswer, failure_of, is_wire_failure
+from duet._wire import KEEPALIVE_SECONDS, IteratedAnswer, reraise
 
 if TYPE_CHECKING:
     import ssl
@@ -37,9 +37,7 @@ class HttpxTransport:
         try:
             response = await self._transport.handle_async_request(request)
         except Exception as exc:
-            if not is_wire_failure(exc):
-                raise
-            raise failure_of(exc) from exc
+            reraise(exc)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         return IteratedAnswer(response.status_code, response.headers, response.stream, response.aclose)
 
