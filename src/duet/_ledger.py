@@ -199,7 +199,9 @@ class Ledger:
         if turns is None:
             turns = WeakKeyDictionary()
             _TURNS.set(turns)
-        return turns.setdefault(self, anyio.CapacityLimiter(_THREADS))
+        if self not in turns:
+            turns[self] = anyio.CapacityLimiter(_THREADS)
+        return turns[self]
 
     def _locked(self, work: Callable[[sqlite3.Connection], T], rows: Sequence[Row], called: float) -> T:
         with self._lock:
