@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -131,8 +132,8 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     made = model.generate(
         input_ids=ids[rows],
         attention_mask=mask[rows],
-        past_key_values=memory,
         generation_config=trainer.generation_config,
+        **{_cache_name(model): memory},
     )
     ends = frozenset(trainer.eos_token_ids)
     return [_cut(row, ends) for row in made[:, ids.shape[1] :].tolist()]
@@ -153,17 +154,29 @@ def _read(model: Any, ids: Any, mask: Any) -> Any:
     if ids.shape[1] == 0:
         return None
     # generate() of a model with adapters is that of the model inside, which mixed precision does not wrap.
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     memory = _memory(base.config.get_text_config(decoder=True))
     _forward(model, base)(
         input_ids=ids,
         attention_mask=None if mask.all() else mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=memory,
         use_cache=True,
+        **{_cache_name(base): memory},
         **({"logits_to_keep": 1} if base._supports_logits_to_keep() else {}),
     )
     return memory
+
+
+def _cache_name(model: Any) -> str:
+    """What the forward of a model calls its cache: transformers renamed `past_key_values` to `cache`."""
+    # The class's own: mixed precision replaces that of the instance.
+    parameters = inspect.signature(type(_base(model)).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def _base(model: Any) -> Any:
+    """The model itself, without its adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _forward(model: Any, base: Any) -> Any:
