@@ -104,6 +104,9 @@ class AsyncOpenAIEmbedder(_Embedder):
         batch_size: Most texts in one request.
         deadlines: As for `AsyncOpenAIEndpoint`; `total` holds for each request.
         retries: As for `AsyncOpenAIEndpoint`.
+
+    Raises:
+        MissingExtraError: As for `AsyncOpenAIEndpoint`.
     """
 
     def __init__(

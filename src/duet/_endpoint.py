@@ -264,6 +264,9 @@ class AsyncOpenAIEndpoint(_ChatEndpoint):
         deadlines: As for `HTTPEndpoint`; `connect` is the client's own.
         retries: As for `HTTPEndpoint`.
         accept_open_end: As for `HTTPEndpoint`.
+
+    Raises:
+        MissingExtraError: The package openai is not installed; it is the extra `openai`.
     """
 
     def __init__(

@@ -7,7 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import jiter
-import openai
+
+from duet._errors import MissingExtraError
+
+try:
+    import openai
+except ModuleNotFoundError as exc:
+    raise MissingExtraError('the package openai is not installed: pip install "duet-profiles[openai]"') from exc
 
 from duet._wire import Answer, IteratedAnswer, WireFailure, encode, failure_of, secrets_of
 
