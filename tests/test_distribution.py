@@ -38,7 +38,7 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
     """What a command prints; a failed one fails the test with what it said."""
     ours = ("PYTHON", "COVERAGE", "PYTEST", "DUET")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

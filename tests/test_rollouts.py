@@ -229,7 +229,7 @@ def test_keys_and_values_are_seldom_copied(make_trainer: MakeTrainer) -> None:
     trainer.generation_config.suppress_tokens = trainer.eos_token_ids
 
     def note(_: Any, args: Any, options: dict[str, Any], out: Any) -> None:
-        cache = options.get("cache", options.get("past_key_values"))
+        cache = options["cache"] if "cache" in options else options["past_key_values"]
         places.append(cache.layers[1].values.data_ptr())
 
     with trainer.model.model.register_forward_hook(note, with_kwargs=True):
