@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from next_items import embedder_folder, topic_of, warm_policy, world
+from safetensors.torch import load_file
 
-from duet.testing import Answer, FakeServer
+from duet import EndpointUnavailable, Example, Item, ProfileSchema, RatingError, Reward, User
+from duet.testing import Answer, FakeServer, completion_text
 from duet_train.__main__ import main
 from duet_train.callbacks import read_lines
-from duet_train.dataset import prompts_of
+from duet_train.dataset import Row, prompts_of
+from duet_train.embedder_updates import best_texts
+from duet_train.rewards import Scored
 from duet_train.settings import Settings
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]
@@ -76,6 +82,52 @@ def test_terms_are_normalised_one_by_one(planted: tuple[Path, Path, Path], tmp_p
     scored = read_lines(tmp_path / "run" / "completions.jsonl")
     assert len(scored) == 2 * 64
     assert set(scored[0]["terms"]) == {"contrastive", "next_item"}
+
+
+def test_nothing_learns_from_rewards_that_half_failed(planted: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Where each reward lacks one of its terms, policy and embedder stay as they are, though the other term came."""
+    with FakeServer(Answer("I cannot say.")).run_in_thread() as server:
+        options = ["--recommender", f"{server.base_url},fake", "--recommender_mode", "decimal", "--max_steps", "2"]
+        options += ["--save_steps", "2", "--preflight", "off", "--max_failed_share", "1", "--weight_decay", "0"]
+        run(planted, tmp_path / "run", *options)
+    scored = read_lines(tmp_path / "run" / "completions.jsonl")
+    assert {(line["reward"], *line["terms"]) for line in scored if not line["malformed"]} == {(None, "contrastive")}
+    assert [line["grad_norm"] for line in read_lines(tmp_path / "run" / "history.jsonl")] == [0.0, 0.0]
+    for before, after in ((planted[1], tmp_path / "run" / "model"), (planted[2], tmp_path / "run" / "embedder")):
+        first, last = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+        assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.none() | st.floats(-9, 1, allow_nan=False),
+            st.sampled_from((None, RatingError("unreadable"), EndpointUnavailable("down"))),
+        ),
+        max_size=12,
+    )
+)
+def test_embedder_learns_from_the_best_that_earned_something(
+    outcomes: list[tuple[int, float | None, Exception | None]],
+) -> None:
+    """Of each example the profile of the highest reward, however negative; never one that failed or was penalised."""
+    schema = ProfileSchema(sides=("user",))
+    examples = [Example(User(f"u{place}"), Item(f"i{place}", title=f"Item {place}"), 4.0) for place in range(3)]
+    scored = [
+        Scored(
+            row=Row(id=place, example=examples[place], messages=(), schema=schema),
+            completion=completion_text(schema, user_profile=f"profile {number}"),
+            reward=Reward(value, terms={"contrastive": -1.0}, error=error),
+        )
+        for number, (place, value, error) in enumerate(outcomes)
+    ]
+    best: dict[int, tuple[float, int]] = {}
+    for number, (place, value, error) in enumerate(outcomes):
+        if value is not None and error is None:
+            best[place] = max(best.get(place, (value, -number)), (value, -number))
+    expected = {(f"profile {-number}", f"Item {place}") for place, (_, number) in best.items()}
+    assert set(best_texts(scored)) == expected
 
 
 def test_item_is_not_in_sight(planted: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from duet import (
     DuetError,
@@ -19,9 +21,11 @@ from duet import (
     LengthReward,
     ProfileSchema,
     Rating,
+    RatingError,
     RatingReward,
     RewardEnv,
     RewardTerm,
+    TermScore,
     User,
 )
 from duet.testing import completion_text
@@ -234,3 +238,47 @@ async def test_terms_one_by_one(make: Make) -> None:
     assert await form(**columns) == [0.0, -1.0]
     assert reader.calls == 1
     assert [one.__name__ for one in (rating, length, form)] == ["rating", "length", FORM]
+
+
+@attrs.frozen
+class Planned:
+    """A term that does what the user's profile says of it: "1" is a value, "nothing" none, else it fails."""
+
+    name: str
+    weight: float = 1.0
+
+    async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
+        return [self._planned(profile.user.text if profile.user else "") for profile in profiles]
+
+    def _planned(self, text: str) -> TermScore:
+        plan = dict(part.split("=") for part in text.split())[self.name]
+        if plan in ("1", "nothing"):
+            return TermScore(1.0 if plan == "1" else None)
+        return TermScore(None, error=RatingError("unreadable") if plan == "unreadable" else EndpointUnavailable("down"))
+
+
+PLANS = st.sampled_from(("1", "nothing", "unreadable", "down"))
+COMPLETIONS = st.one_of(
+    st.just("no profile"),
+    st.builds("first={} second={}".format, PLANS, PLANS).map(
+        lambda plan: completion_text(user_profile=plan, item_profile="a record")
+    ),
+)
+
+
+@given(st.lists(COMPLETIONS, min_size=1, max_size=8), st.booleans())
+async def test_reward_without_a_value_has_none_in_any_column(texts: list[str], strict_paper: bool) -> None:
+    """Whichever of its terms failed, a reward of None is None in every column; a penalty is −1 in the form alone."""
+
+    @asynccontextmanager
+    async def envs() -> AsyncIterator[Callable[[ProfileSchema], RewardEnv]]:
+        terms = [Planned("first"), Planned("second")]
+        yield lambda schema: RewardEnv(terms, schema=schema, strict_paper=strict_paper)
+
+    reward = TRLReward(envs, {1: row(1)}, attempts=1, max_failed_share=1.0)
+    completions, example = said(*texts), [1] * len(texts)
+    values = await reward.reward([], completions, example=example)
+    columns = [await one([], completions, example=example) for one in reward.functions(["first", "second"])]
+    await reward.aclose()
+    expected = {None: (None, None, None), -1.0: (None, None, -1.0), 2.0: (1.0, 1.0, 0.0)}
+    assert list(zip(*columns, strict=True)) == [expected[value] for value in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,14 +59,19 @@ class EmbedderUpdates(TrainerCallback):  # type: ignore[misc]
 def best_texts(scored: Sequence[Scored]) -> list[tuple[str, str]]:
     """Of each example the user's profile that earned most, with the text of its item.
 
+    Completions without a reward and those with a penalty are skipped: nobody knows what their profiles are worth.
+
     Args:
         scored: Completions of a step.
     """
     best: dict[int, Scored] = {}
+    earned: dict[int, float] = {}
     for one in scored:
-        known = best.get(one.row.id)
-        if one.reward.terms and (known is None or (one.reward.value or 0) > (known.reward.value or 0)):
-            best[one.row.id] = one
+        value = one.reward.value
+        if value is None or one.reward.error is not None:
+            continue
+        if value > earned.get(one.row.id, -math.inf):
+            best[one.row.id], earned[one.row.id] = one, value
     pairs = []
     for one in best.values():
         profile = parse_profile(Completion(one.completion), one.row.schema)

@@ -112,8 +112,9 @@ class TRLReward:
     def functions(self, terms: Sequence[str]) -> list[Callable[..., Any]]:
         """A reward function for each term and one for the form, for TRL to normalise one by one.
 
-        The completions are scored once, by whichever is called first. A completion that is no profile has no value in
-        any term, and −1 in "form", where a profile has 0; one without a reward has none anywhere.
+        The completions are scored once, by whichever is called first. A completion that earned the format penalty has
+        no value in any term, and −1 in "form", where others have 0. One without a reward has no value anywhere, even
+        where some of its terms have one, so that TRL leaves it out of its group as it does where terms are summed.
 
         Args:
             terms: Names of the env's terms.
@@ -226,9 +227,13 @@ class _Part:
         return term
 
     def _value(self, reward: Reward) -> float | None:
-        if self.name != FORM:
-            return reward.terms.get(self.name)
-        return None if reward.value is None else -float(malformed(reward))
+        if reward.value is None:
+            return None
+        # A reward with both a value and an error is a penalty: for the form, or under strict_paper for the rating.
+        penalised = reward.error is not None
+        if self.name == FORM:
+            return -float(penalised)
+        return None if penalised else reward.terms.get(self.name)
 
 
 def _may_pass(reward: Reward) -> bool:
