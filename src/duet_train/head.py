@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from duet_train.data.prepared import Prepared, PreparedExample
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 CACHED = 4096
+FOLDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what prepare wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the head")
     parser.add_argument("--rows", type=int, metavar="N", help="fit on so many rows of train, drawn by --seed")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the rows drawn, and of users held out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,16 +42,28 @@ def run(args: argparse.Namespace) -> int:
 
     data = Prepared.open(args.data)
     train = data.examples("train", sample=args.rows, seed=args.seed)
-    held_out = data.examples("validation", seed=args.seed) or data.examples("test", seed=args.seed)
-    if not train or not held_out:
-        raise ConfigurationError(f"{args.data}: a head needs rows to fit and others to choose its strength on")
+    validation = data.examples("validation", seed=args.seed)
+    users = [row.example.user.id for row in train]
+    if not train or not (validation or len(set(users)) > 1):
+        raise ConfigurationError(
+            f"{args.data}: a head needs rows of train, and others to choose its strength on: validation rows, or rows "
+            "of a second user in train"
+        )
     embedder = MiniLM()
-    features, ratings = _features(embedder, train), np.array([row.example.rating for row in train])
-    others, truth = _features(embedder, held_out), np.array([row.example.rating for row in held_out])
+    given, ratings = _features(embedder, train), _ratings(train)
+    rest: Any
+    if validation:
+        held_out = "validation"
+        rest, others, truth = slice(None), _features(embedder, validation), _ratings(validation)
+    else:
+        held_out = f"a fifth of the users of train, drawn by seed {args.seed}"
+        fold = user_fold(users, args.seed)
+        rest, others, truth = ~fold, given[fold], ratings[fold]
+        print(f"no validation rows: the strength of the penalty is chosen on {held_out}", file=sys.stderr)
     errors = {}
     for strength in STRENGTHS:
-        predicted = np.clip(predict(others, fit(features, ratings, strength)), data.scale.minimum, data.scale.maximum)
-        errors[strength] = float(np.abs(predicted - truth).mean())
+        predicted = predict(others, fit(given[rest], ratings[rest], strength))
+        errors[strength] = float(np.abs(np.clip(predicted, data.scale.minimum, data.scale.maximum) - truth).mean())
     best = min(errors, key=lambda strength: errors[strength])
     facts = {
         "head": 1,
@@ -58,14 +72,32 @@ def run(args: argparse.Namespace) -> int:
         "strength": best,
         "rows": len(train),
         "mae": errors[best],
-        "mae_of_mean": float(np.abs(ratings.mean() - truth).mean()),
-        "mae_of_median": float(np.abs(np.median(ratings) - truth).mean()),
-        "held_out_rows": len(held_out),
+        "mae_of_mean": float(np.abs(ratings[rest].mean() - truth).mean()),
+        "mae_of_median": float(np.abs(np.median(ratings[rest]) - truth).mean()),
+        "held_out": held_out,
+        "held_out_rows": len(truth),
     }
-    save(args.out, fit(features, ratings, best), facts)
+    save(args.out, fit(given, ratings, best), facts)
     print(json.dumps(facts, indent=1))
     print(f"frozen in {args.out}; use it as recommender: head:{args.out}", file=sys.stderr)
     return 0
+
+
+def user_fold(users: Sequence[str], seed: int) -> Any:
+    """Which rows to hold out where there is no validation split: all rows of a fifth of the users, at least of one.
+
+    Args:
+        users: The user of each row.
+        seed: Of the draw.
+
+    Returns:
+        Booleans; shape (rows,).
+    """
+    import numpy as np
+
+    distinct = sorted(set(users))
+    drawn = random.Random(seed).sample(distinct, max(1, len(distinct) // FOLDS))
+    return np.isin(users, drawn)
 
 
 def user_text(user: User, *, rows: int = 10, review_chars: int = 200) -> str:
@@ -103,6 +135,12 @@ def _features(embedder: Any, rows: Sequence[PreparedExample]) -> Any:
     users = anyio.run(embed, [user_text(row.example.user) for row in rows])
     items = anyio.run(embed, [item_text(row.example.item) for row in rows])
     return features(users, items)
+
+
+def _ratings(rows: Sequence[PreparedExample]) -> Any:
+    import numpy as np
+
+    return np.array([row.example.rating for row in rows])
 
 
 def features(users: Any, items: Any) -> Any:
