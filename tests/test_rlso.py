@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import _thread
+import argparse
 import itertools
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +29,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from next_items import embedder_folder, topic_of, warm_policy, world
 
-from duet import ConfigurationError
+from duet import ConfigurationError, Example, Interaction, Item, User
 from duet_train.__main__ import main
 from duet_train.callbacks import read_lines
-from duet_train.data.prepared import Prepared
+from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.dataset import Row, columns, prompts_of
 from duet_train.rebel import rebel_loss, rebel_trainer, train_until, updates_per_batch, whiten
-from duet_train.rlso import RLSOSettings, arguments
-from duet_train.rlso_phases import batches, for_template, next_item_rows
-from duet_train.settings import read_config
+from duet_train.rlso import RLSOSettings, add_arguments, arguments
+from duet_train.rlso_phases import batches, first_interactions, for_template, next_item_rows
+from duet_train.settings import CONFIGS, read
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -376,6 +380,68 @@ def test_rows_are_those_with_a_new_item(planted: Planted, tmp_path: Path) -> Non
     assert all(len(row.example.user.history) >= 3 for row in rows)
 
 
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from("uvwxyz"), max_size=9), min_size=1),
+    st.integers(1, 5),
+    st.integers(1, 9),
+)
+def test_first_interactions_are_the_first(logs: dict[str, list[str]], count: int, window: int) -> None:
+    """Each user with a new item after the first interactions, where their rows still show these, has that one row."""
+    examples = [prepared_example(user, items, place, window) for user, items in logs.items() for place in range(9)]
+    found = first_interactions([one for one in examples if one is not None], count)
+    expected = {}
+    for user, items in logs.items():
+        later = (place for place in range(count, min(len(items), window + 1)) if items[place] not in items[:place])
+        for place in itertools.islice(later, 1):
+            expected[user] = (items[:count], items[:place], items[place])
+    assert expected == {
+        one.example.user.id: (
+            [row.item for row in one.profile_user.history],
+            [row.item for row in one.example.user.history],
+            one.example.item.id,
+        )
+        for one in found
+    }
+
+
+def prepared_example(user: str, items: Sequence[str], place: int, window: int) -> PreparedExample | None:
+    """The target at a place of a user's log, as prepare windows it; None where the log is shorter."""
+    if place >= len(items):
+        return None
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [
+        Interaction(user=user, item=item, rating=4.0, at=day + timedelta(days=turn))
+        for turn, item in enumerate(items[:place])
+    ]
+    shown = User(user, rows[-window:])
+    example = Example(shown, Item(items[place]), 4.0)
+    return PreparedExample(
+        id=place, row=place, example=example, profile_user=shown, recent_user=User(user), history_length=place
+    )
+
+
+def test_rows_of_first_interactions(planted: Planted, tmp_path: Path) -> None:
+    """In training and in a sample each user has one row, whose prompt shows the first interactions and no other."""
+    from duet_train.models import load_tokenizer
+
+    asked = RLSOSettings(review_chars=0, first_interactions=True, history_limit=3)
+    lines = (planted.data.directory.parent / "interactions.jsonl").read_text().splitlines()
+    taken: dict[str, list[str]] = {}
+    for line in sorted(map(json.loads, lines), key=lambda line: line["timestamp"]):
+        taken.setdefault(line["user_id"], []).append(line["item_id"])
+    tokenizer, args = load_tokenizer(str(planted.policy)), grpo_config(tmp_path)
+    rows = next_item_rows(planted.data, asked, "train", None, tokenizer, args)
+    assert {row.example.user.id: row.example.item.id for row in rows} == {
+        user: items[3] for user, items in taken.items()
+    }
+    assert len(rows) == len(taken)
+    held_out = next_item_rows(planted.data, asked, "test", 5, tokenizer, args)
+    assert len({row.example.user.id for row in held_out}) == 5
+    for row in [*rows, *held_out]:
+        shown = re.findall(r"[a-z]+ n\d", row.messages[1]["content"])
+        assert [title.replace(" n", "") for title in shown] == taken[row.example.user.id][:3]
+
+
 def test_template_without_a_system_role_gets_one_message(planted: Planted) -> None:
     """Where a template refuses a system message, instruction and data go as one message; else they stay two."""
     from duet_train.models import load_tokenizer
@@ -487,6 +553,15 @@ def test_embedder_alone(planted: Planted, tmp_path: Path) -> None:
     before = weights(planted.embedder / "model.safetensors")
     after = weights(tmp_path / "embedder" / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_embedder_has_the_policys_optimizer(planted: Planted, tmp_path: Path) -> None:
+    """What is said of AdamW holds for the embedder too: with a huge epsilon and no decay it hardly moves."""
+    options = ["--policy_updates", "0", "--iterations", "1", "--adam_epsilon", "1e6", "--weight_decay", "0"]
+    planted.run(tmp_path, *options)
+    before = weights(planted.embedder / "model.safetensors")
+    after = weights(tmp_path / "embedder" / "model.safetensors")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6, rtol=0) for name in before)
 
 
 def test_rewards_of_an_earlier_embedder_are_forgotten(planted: Planted, tmp_path: Path) -> None:
@@ -621,7 +696,23 @@ def test_bad_settings_are_one_sentence(
 def test_other_settings_do_not_go_on(planted: Planted, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory that holds a run whose steps count otherwise is refused."""
     assert main(planted.rlso(finished, "--contrastive_updates", "8")) == 2
-    assert "contrastive_updates = 6" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "contrastive_updates = 6" in said
+    assert "--contrastive_updates 6 to go on" in said
+
+
+def test_run_of_all_rows_does_not_go_on_with_first_interactions(
+    planted: Planted, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of before there was the choice took all rows: it goes on so, and with nothing else."""
+    card = json.loads((finished / "card.json").read_text())
+    del card["settings"]["first_interactions"]
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "card.json").write_text(json.dumps(card))
+    assert main(planted.rlso(run, "--first_interactions", "true")) == 2
+    assert "first_interactions = False" in capsys.readouterr().err
+    assert main(planted.rlso(run)) == 0
 
 
 def test_policy_that_writes_no_profiles_is_told_so(
@@ -644,14 +735,45 @@ def test_updates_per_batch() -> None:
         )
 
 
+def langptune(out: Path, *options: str) -> tuple[RLSOSettings, Any, Any]:
+    """What ``--config langptune`` asks for: settings, TRL's arguments, and the model's."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["--config", "langptune", "--output_dir", str(out), "--bf16", "false", *options]
+    args, rest = parser.parse_known_args(words)
+    asked, keys, argv = read(argparse.Namespace(**vars(args), rest=rest), RLSOSettings)
+    return asked, *arguments(asked, keys, argv)
+
+
 def test_shipped_configuration_is_langptunes(tmp_path: Path) -> None:
     """``--config langptune`` is accepted as it stands, with the released numbers."""
-    keys = read_config("langptune")
-    own = {name: keys.pop(name) for name in list(keys) if name in RLSOSettings.__dataclass_fields__}
-    asked = RLSOSettings(**own)
-    training_args, model_args = arguments(asked, keys, ["--output_dir", str(tmp_path / "run"), "--bf16", "false"])
-    assert (asked.iterations, asked.contrastive_updates, asked.policy_updates) == (5, 800, 200)
+    asked, training_args, model_args = langptune(tmp_path / "run")
+    assert (asked.iterations, asked.contrastive_updates) == (5, 800)
     assert (asked.eta, asked.embedder_learning_rate, asked.contrastive_temperature) == (1.0, 1e-7, 0.1)
+    assert (asked.history_limit, asked.first_interactions) == (4, True)
     assert (training_args.beta, training_args.learning_rate, training_args.num_iterations) == (0.2, 1e-7, 4)
     assert training_args.generation_batch_size == 128
+    assert (training_args.adam_epsilon, training_args.weight_decay) == (1e-6, 0.01)
+    assert (training_args.adam_beta1, training_args.adam_beta2) == (0.9, 0.999)
     assert (model_args.lora_r, model_args.lora_alpha) == (1024, 2048)
+
+
+def test_an_update_of_langptunes_is_a_fresh_batch_passed_over_four_times(tmp_path: Path) -> None:
+    """Its 200 updates a phase are 200 batches of completions with four steps of the optimizer on each."""
+    asked, training_args, _ = langptune(tmp_path / "run")
+    assert asked.policy_updates / updates_per_batch(training_args) == 200
+    assert training_args.max_steps == 5 * 200 * 4
+    assert RLSOSettings().policy_updates == asked.policy_updates
+
+
+def test_options_for_llama_are_langptunes(tmp_path: Path) -> None:
+    """The options that the shipped configuration names for Llama-3-8B are accepted, with the released numbers."""
+    comment = (CONFIGS / "langptune.yaml").read_text().partition("\n# Ablations")[0]
+    options = re.findall(r"--(?!config|data|output_dir)(\w+) (\S+)", comment)
+    asked, training_args, model_args = langptune(tmp_path / "run", *(f"--{name}={value}" for name, value in options))
+    assert asked.policy_updates / updates_per_batch(training_args) == 500
+    assert (asked.contrastive_updates, asked.embedder_learning_rate, asked.unfrozen_layers) == (2500, 3e-7, 4)
+    assert (training_args.beta, training_args.learning_rate) == (0.0, 3e-7)
+    assert (training_args.adam_beta1, training_args.adam_beta2) == (0.9, 0.95)
+    assert (training_args.adam_epsilon, training_args.weight_decay) == (1e-6, 0.01)
+    assert (model_args.use_peft, model_args.model_name_or_path) == (False, "meta-llama/Meta-Llama-3-8B-Instruct")

@@ -35,6 +35,8 @@ class TrainableEmbedder:
         max_tokens: Texts are cut after so many tokens; None leaves the model's own limit.
         learning_rate: Of AdamW; LangPTune's 1e-7 is for 1024-dimensional mxbai with large batches.
         weight_decay: Of AdamW.
+        betas: Of AdamW.
+        eps: Of AdamW.
         max_grad_norm: Gradients are clipped to this length.
         temperature: Of InfoNCE.
         both_directions: Items find their profiles too, each direction half of the loss (BLUE); False is LangPTune's.
@@ -57,6 +59,8 @@ class TrainableEmbedder:
         max_tokens: int | None = None,
         learning_rate: float = 1e-7,
         weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         temperature: float = 0.1,
         both_directions: bool = False,
@@ -68,7 +72,7 @@ class TrainableEmbedder:
         self._model = _load(packaged_folder() if name == MINILM else name, device, pooling)
         if max_tokens is not None:
             self._model.max_seq_length = max_tokens
-        self._optimizer = _adamw(self._model, learning_rate, weight_decay)
+        self._optimizer = _adamw(self._model, lr=learning_rate, weight_decay=weight_decay, betas=betas, eps=eps)
         self._max_grad_norm = max_grad_norm
         self._temperature = temperature
         self._both_directions = both_directions
@@ -239,10 +243,10 @@ def _pool(model: Any, pooling: Pooling) -> None:
     raise ConfigurationError(f"pooling: {pooling} cannot be set: the embedder does not pool tokens")
 
 
-def _adamw(model: Any, learning_rate: float, weight_decay: float) -> Any:
+def _adamw(model: Any, **options: Any) -> Any:
     from torch.optim import AdamW
 
-    return AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    return AdamW(model.parameters(), **options)
 
 
 def _flat(optimizer: Any, updates: int) -> dict[str, Any]:

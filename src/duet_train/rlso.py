@@ -1,8 +1,8 @@
 """``python -m duet_train rlso``: the policy learns to write what an embedder finds items by, and the embedder to find.
 
-LangPTune's loop: K times, J contrastive updates of the embedder on freshly written profiles, then T updates of the
-policy by REBEL, whose reward is the NDCG of the user's next item over the whole catalogue. J = 0 or T = 0 leaves out a
-half, as the paper's ablations do.
+LangPTune's loop: K times, J contrastive updates of the embedder on freshly written profiles, then T batches of fresh
+profiles, from each of which the policy learns by REBEL in several passes. The reward is the NDCG of the user's next
+item over the whole catalogue. Without either half it is one of the paper's ablations.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ from duet_train.settings import Settings, add_training_arguments, option, read, 
 
 @dataclasses.dataclass(kw_only=True)
 class RLSOSettings(Settings):
-    """What rlso needs to know beside the keys of every training run; defaults are LangPTune's with Gemma-2B."""
+    """What rlso needs to know beside the keys of every training run.
+
+    Defaults are LangPTune's with Gemma-2B, but that all rows of a user are trained on.
+    """
 
     sides: str = option("user", "the side that a completion writes")
     sections: str = option("profile", "sections of that side, in order")
     independent: bool = option(True, "the item is not in sight, as it is what should be found")
-    history_limit: int = option(4, "most rows of the user in a prompt")
+    history_limit: int = option(4, "most rows of the user in a prompt: the latest, or those of first_interactions")
+    first_interactions: bool = option(
+        False, "one row a user: the first history_limit interactions, and the first new item after them"
+    )
     rewards: str = option("catalogue", "terms with weights, as in catalogue=1,length=0.1")
     format_penalty: float = option(0.0, "the reward of a completion that is no profile")
     embedder: str = option("minilm", "minilm, a folder with weights in safetensors, or a hub's name")
@@ -42,7 +48,10 @@ class RLSOSettings(Settings):
     embedder_max_tokens: int | None = option(None, "the embedder cuts longer texts; default: its own limit")
     iterations: int = option(5, "K: how often both phases are done")
     contrastive_updates: int = option(800, "J: updates of the embedder in an iteration; 0 leaves it as it is")
-    policy_updates: int = option(200, "T: updates of the policy in an iteration; 0 leaves it as it is")
+    policy_updates: int = option(
+        800,
+        "T × num_iterations: updates of the policy in an iteration, where each batch is passed over so often; 0: none",
+    )
     eta: float = option(1.0, "of REBEL: how far log-ratios follow rewards")
     contrastive_batch_size: int = option(128, "profiles in an update of the embedder, each other's negatives")
     both_directions: bool = option(False, "items find their profiles too: half of the contrastive loss")
@@ -65,6 +74,8 @@ class RLSOSettings(Settings):
                 raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if min(self.contrastive_updates, self.policy_updates) < 0 or not self.updates:
             raise ConfigurationError("contrastive_updates and policy_updates must not be negative, nor both 0")
+        if self.first_interactions and self.history_limit < 1:
+            raise ConfigurationError(f"first_interactions needs history_limit of at least 1, got {self.history_limit}")
         if self.embedder_pooling not in ("", "mean", "cls", "lasttoken"):
             raise ConfigurationError(f"embedder_pooling must be mean, cls or lasttoken, got {self.embedder_pooling!r}")
         if self.embedder == "trainable" or self.embedder.startswith(("http://", "https://")):
@@ -120,6 +131,8 @@ def arguments(settings: RLSOSettings, keys: dict[str, Any], argv: Sequence[str])
         "num_generations": 2,
         "num_iterations": 4,
         "lr_scheduler_type": "constant",
+        "adam_epsilon": 1e-6,
+        "weight_decay": 0.01,
         # Checkpoints are written where a phase ends, and nowhere else.
         "save_strategy": "no",
     }
@@ -172,11 +185,14 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     other = "test" if settings.split == "validation" else "validation"
     held_out = phases.next_item_rows(data, settings, other, settings.held_out, tokenizer, training_args)
     if not rows:
-        raise ConfigurationError(f"{settings.data}: no row of {settings.split} has a new item and a prompt that fits")
+        after = f" after a user's first {settings.history_limit} rows" if settings.first_interactions else ""
+        raise ConfigurationError(
+            f"{settings.data}: no row of {settings.split} has a new item{after} and a prompt that fits"
+        )
     card = start_card(folder, "rlso", data, len(rows), settings, training_args, model_args)
     for sentence in unsupported():
         _say(f"check: {sentence}")
-    embedder = _embedder(settings)
+    embedder = _embedder(settings, training_args)
 
     def envs() -> Any:
         return open_envs(settings, data, embedder=embedder)
@@ -267,7 +283,8 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     _say(f"finished: {folder}; a page of it: python -m duet_train report {folder}")
 
 
-def _embedder(settings: RLSOSettings) -> Any:
+def _embedder(settings: RLSOSettings, training_args: Any) -> Any:
+    """The embedder; but for its learning rate its AdamW is the policy's, since LangPTune has one for both."""
     from duet_train.embedding import TrainableEmbedder
 
     return TrainableEmbedder(
@@ -275,6 +292,9 @@ def _embedder(settings: RLSOSettings) -> Any:
         pooling=settings.embedder_pooling or None,  # type: ignore[arg-type]
         max_tokens=settings.embedder_max_tokens,
         learning_rate=settings.embedder_learning_rate,
+        weight_decay=training_args.weight_decay,
+        betas=(training_args.adam_beta1, training_args.adam_beta2),
+        eps=training_args.adam_epsilon,
         temperature=settings.contrastive_temperature,
         both_directions=settings.both_directions,
     )

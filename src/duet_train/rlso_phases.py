@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from duet import Completion, CompletionError, ConfigurationError, DuetError, JointPrompt, Message, parse_profile
 from duet_train.callbacks import History, append_lines
 from duet_train.data.prepared import Prepared, PreparedExample
@@ -39,18 +41,48 @@ def next_item_rows(
 
     Args:
         data: What prepare wrote.
-        settings: Of the prompt.
+        settings: Of the prompt, and whether each user's first interactions alone are taken.
         split: Which.
         sample: At most so many; None takes all.
         tokenizer: The policy's: a template without a system role gets both messages as one.
         training_args: TRL's, with the seed of the sample.
     """
     (prompt,) = prompts_of(settings, data.scale)
-    examples = data.examples(split, sample=sample, seed=training_args.seed)  # type: ignore[arg-type]
+    examples = _examples(data, settings, split, sample, training_args.seed)
     rows = [_row(one, prompt, tokenizer) for one in examples if _is_new(one)]
     template = training_args.chat_template_kwargs
     lengths = (len(prompt_ids(tokenizer, row.messages, template)) for row in rows)
     return [row for row, length in zip(rows, lengths, strict=True) if length <= settings.max_prompt_length]
+
+
+def _examples(
+    data: Prepared, settings: RLSOSettings, split: str, sample: int | None, seed: int
+) -> list[PreparedExample]:
+    if not settings.first_interactions:
+        return data.examples(split, sample=sample, seed=seed)  # type: ignore[arg-type]
+    firsts = first_interactions(data.examples(split), settings.history_limit)  # type: ignore[arg-type]
+    if sample is None or sample >= len(firsts):
+        return firsts
+    return [firsts[place] for place in sorted(random.Random(seed).sample(range(len(firsts)), sample))]
+
+
+def first_interactions(examples: Sequence[PreparedExample], count: int) -> list[PreparedExample]:
+    """One example a user: the first interactions as what a profile is made from, and the first new item after them.
+
+    An example whose window has lost the user's first rows is left out.
+
+    Args:
+        examples: Of a split, in the order of time.
+        count: How many interactions; a user with fewer before every target has no example.
+    """
+    found: dict[str, PreparedExample] = {}
+    for one in examples:
+        history = one.example.user.history
+        whole = one.history_length == len(history) >= count
+        if whole and one.example.user.id not in found and _is_new(one):
+            user = attrs.evolve(one.profile_user, history=history[:count])
+            found[user.id] = attrs.evolve(one, profile_user=user)
+    return list(found.values())
 
 
 def _is_new(one: PreparedExample) -> bool:
@@ -273,13 +305,15 @@ def check_same_run(folder: Path, settings: RLSOSettings, training_args: Any) -> 
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    before = {**card.get("settings", {}), "seed": card.get("seed")}
-    now = {name: getattr(settings, name) for name in ("contrastive_updates", "policy_updates", "embedder", "data")}
+    # Runs of 0.1 know nothing of first_interactions: they took all rows.
+    before = {"first_interactions": False, **card.get("settings", {}), "seed": card.get("seed")}
+    names = ("contrastive_updates", "policy_updates", "first_interactions", "embedder", "data")
+    now = {name: getattr(settings, name) for name in names}
     for name, value in (now | {"seed": training_args.seed}).items():
         if before.get(name) != value:
             raise ConfigurationError(
                 f"{folder} holds a run with {name} = {before.get(name)!r}, which cannot go on with {value!r}: "
-                "name another output_dir"
+                f"give --{name} {before.get(name)} to go on, or name another output_dir"
             )
 
 
