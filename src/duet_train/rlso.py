@@ -50,7 +50,7 @@ class RLSOSettings(Settings):
     contrastive_updates: int = option(800, "J: updates of the embedder in an iteration; 0 leaves it as it is")
     policy_updates: int = option(
         800,
-        "T × num_iterations: updates of the policy in an iteration, where each batch is passed over so often; 0: none",
+        "updates of the policy in an iteration, num_iterations of them on each batch; 0 leaves it as it is",
     )
     eta: float = option(1.0, "of REBEL: how far log-ratios follow rewards")
     contrastive_batch_size: int = option(128, "profiles in an update of the embedder, each other's negatives")
