@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 
+from duet import local
 from duet_train.bases import gguf_name, read_base
 from duet_train.tensor_files import metadata_bytes, write_gguf
 
@@ -137,6 +139,18 @@ def write_tiny_gguf(folder: Path, model: Any, tokenizer: Any, path: Path) -> Pat
     numbers = [for_gguf(module, array, base) for module, array in arrays.items()]
     write_gguf(path, gguf_metadata(model, tokenizer, tokenizer.chat_template), tensors, numbers)
     return path
+
+
+def served(model: Path, ids: list[int], adapter: Path | None = None) -> list[float]:
+    """Log-probability of each token but the first, as the engine has it: each is forced by a bias it leaves out."""
+    found = []
+    with local.start(model, adapter=adapter, api_key="", context=256, threads=1) as engine:
+        with httpx.Client(base_url=engine.base_url.removesuffix("/v1"), timeout=30, trust_env=False) as client:
+            for at in range(1, len(ids)):
+                body = {"prompt": ids[:at], "n_predict": 1, "n_probs": 1, "logit_bias": [[ids[at], 1000]]}
+                answer = client.post("/completion", json=body).raise_for_status().json()
+                found.append(answer["completion_probabilities"][0]["logprob"])
+    return found
 
 
 # A server that is a script

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hosting import lora, packaged_adapter, write_adapter, write_base, write_safetensors, write_tiny_gguf
+from hosting import lora, packaged_adapter, served, write_adapter, write_base, write_safetensors, write_tiny_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from duet import ConfigurationError, local
+from duet import ConfigurationError
 from duet_train import host_embedded
 from duet_train.adapters import WEIGHTS, check_fits, read_adapter, write_gguf_adapter
 from duet_train.bases import gguf_name, module_name, permuted, read_base
@@ -316,18 +315,6 @@ def test_adapter_for_another_architecture_goes_to_vllm(tmp_path: Path) -> None:
 
 
 TEXT = "The reader likes short books, and long ones too."
-
-
-def served(model: Path, ids: list[int], adapter: Path | None = None) -> list[float]:
-    """Log-probability of each token but the first, as the engine has it: each is forced by a bias it leaves out."""
-    found = []
-    with local.start(model, adapter=adapter, api_key="", context=256, threads=1) as engine:
-        with httpx.Client(base_url=engine.base_url.removesuffix("/v1"), timeout=30, trust_env=False) as client:
-            for at in range(1, len(ids)):
-                body = {"prompt": ids[:at], "n_predict": 1, "n_probs": 1, "logit_bias": [[ids[at], 1000]]}
-                answer = client.post("/completion", json=body).raise_for_status().json()
-                found.append(answer["completion_probabilities"][0]["logprob"])
-    return found
 
 
 def in_process(model: Any, ids: list[int]) -> list[float]:
