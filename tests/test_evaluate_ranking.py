@@ -291,6 +291,15 @@ def test_failed_row_is_the_random_floor_and_counted() -> None:
     assert (figures["failed"], figures["candidates"], figures["rows"]) == (10, 20, 2)
 
 
+def test_ranking_resamples_users_whole() -> None:
+    """Three ranked rows of two users are two units, in every metric."""
+    sets = [attrs.evolve(drawn(), user=user) for user in (4, 4, 7)]
+    figures = ranking_figures([[5.0, *[1.0] * 9], [5.0, *[1.0] * 9], [1.0, *[5.0] * 9]], sets)
+    intervals = [one for one in figures.values() if isinstance(one, dict)]
+    assert len(intervals) == 7
+    assert {one["units"] for one in intervals} == {2}
+
+
 def test_positive_first_is_perfect_and_last_is_not() -> None:
     """The first place is worth 1 everywhere; the last is worth nothing at 1 and 5."""
     best = ranking_figures([[5.0, *[1.0] * 9]], [drawn()])

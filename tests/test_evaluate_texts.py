@@ -133,10 +133,16 @@ def test_history_is_not_ranked_and_the_positive_is() -> None:
     """Items that the user had leave the ranking, but for the positive, even where it is named among them."""
     items = np.eye(30)
     user = items[0] * 3 + items[1] * 2 + items[2]
-    with_history = catalogue_figures(user[None], items, [2], [[0, 1, 2]])
-    without = catalogue_figures(user[None], items, [2], [[]])
+    with_history = catalogue_figures(user[None], items, [2], [[0, 1, 2]], ["u"])
+    without = catalogue_figures(user[None], items, [2], [[]], ["u"])
     assert with_history["mrr@5"]["estimate"] == 1.0
     assert without["mrr@5"]["estimate"] == pytest.approx(1 / 3)
+
+
+def test_catalogue_resamples_users_whole() -> None:
+    """Three rows of two users are two units, in every metric at every cutoff."""
+    found = catalogue_figures(np.eye(3), np.eye(3), [0, 1, 2], [[], [], []], ["ann", "ann", "bob"])
+    assert {one["units"] for one in found.values()} == {2}
 
 
 async def test_all_items_the_user_had_are_left_out(tmp_path: Path, anyio_backend: str) -> None:
@@ -276,6 +282,16 @@ async def test_failures_of_the_choice_are_counted_apart(
     answer, failed = await accuracy(data, rows, catalogue, made, ScriptedEndpoint(Completion("A")), tmp_path)
     assert math.isnan(answer)
     assert failed == 6
+
+
+async def test_choice_resamples_users_whole(data: Prepared, catalogue: Catalogue, tmp_path: Path) -> None:
+    """Training rows are several a user: the units are the users."""
+    rows = data.examples("train")
+    kit = tools(tmp_path, ScriptedEndpoint(letters(("A", 0.0))))
+    async with kit.ledger:
+        table = await choice_table(data, rows, {"some": judgement(made_by_hand(rows))}, catalogue, kit, seed=0)
+    assert table["some"]["failed"] == 0
+    assert table["some"]["accuracy"]["units"] == len({row.example.user.id for row in rows}) < len(rows)
 
 
 async def test_method_that_writes_of_no_user_chooses_nothing(

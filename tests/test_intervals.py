@@ -122,6 +122,20 @@ def test_rows_of_a_user_hang_together() -> None:
     assert by_user.high - by_user.low > 2 * (by_row.high - by_row.low)
 
 
+def test_interval_by_user_holds_the_truth_where_users_differ() -> None:
+    """40 users of 10 rows with 42 % of the variance between users: by user 90 to 97 % hold, by row below 70 %."""
+    users = np.repeat(np.arange(40), 10)
+    held = np.zeros(2)
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        values = math.sqrt(0.42) * generator.normal(size=40)[users] + math.sqrt(0.58) * generator.normal(size=400)
+        found = [mean_interval(values, users=units, resamples=500) for units in (None, users)]
+        held += [interval.low <= 0 <= interval.high for interval in found]
+    by_row, by_user = held / 300
+    assert by_row < 0.70
+    assert 0.90 <= by_user <= 0.97
+
+
 # Intervals of anything
 
 

@@ -187,6 +187,13 @@ def test_groups_cover_each_predicted_row_once(rows: list[tuple[float, float, int
         assert sum(group["rows"] * group["mae"]["estimate"] for group in groups) == pytest.approx(total)
 
 
+def test_groups_resample_users_whole() -> None:
+    """A group of three rows of two users rests on two units in every grouping."""
+    gold = known([3.0, 3.0, 3.0], users=["ann", "ann", "bob"], lengths=[1, 2, 3], variances=[1.0, 1.0, 1.0])
+    for groups in group_figures(gold, column(3, 4, 5)).values():
+        assert [(group["rows"], group["mae"]["units"]) for group in groups] == [(3, 2)]
+
+
 def test_lengths_are_grouped_at_fixed_bounds() -> None:
     """A history of five rows is in the first group, one of six in the next."""
     gold = known([5.0] * 5, lengths=[1, 5, 6, 30, 31])

@@ -86,7 +86,8 @@ async def catalogue_table(
 
     def figures(shown: Sequence[PreparedExample], users: Floats) -> dict[str, Any]:
         positives = [catalogue.item_codes[row.example.item.id] for row in shown]
-        return catalogue_figures(users, vectors, positives, [catalogue.had(row) for row in shown])
+        owners = [row.example.user.id for row in shown]
+        return catalogue_figures(users, vectors, positives, [catalogue.had(row) for row in shown], owners)
 
     table: dict[str, Any] = {}
     for name, one in _unaware(judged):
@@ -121,12 +122,14 @@ async def choice_table(
     """
     sets = [catalogue.candidates(row, "random", seed) for row in rows]
     titles = _titles(data, catalogue, sets)
+    users = np.array([row.example.user.id for row in rows])
     table = {}
     for name, one in _unaware(judged):
         if any(made.profile is None or made.profile.user is not None for made in one.made):
             hits = await _hits(rows, one.made, sets, titles, tools)
-            found = hits[~np.isnan(hits)]
-            table[name] = {"accuracy": attrs.asdict(mean_interval(found)), "failed": hits.size - found.size}
+            known = ~np.isnan(hits)
+            accuracy = mean_interval(hits[known], users=users[known])
+            table[name] = {"accuracy": attrs.asdict(accuracy), "failed": int((~known).sum())}
     return table
 
 

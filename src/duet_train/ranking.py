@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import attrs
-import numpy as np
 
 from duet import ConfigurationError, Item, Recommender
 from duet_train.baselines import Profiler
@@ -174,18 +173,21 @@ async def _predicted(row: PreparedExample, item: Item, profiler: Profiler, recom
 def ranking_figures(scores: Sequence[Sequence[float]], sets: Sequence[CandidateSet]) -> dict[str, Any]:
     """NDCG and hit rate at 1, 5 and 10, and MRR, with intervals; and how many candidates failed.
 
+    Intervals resample users whole, since the rows of one user are not independent.
+
     Args:
         scores: One a candidate, row by row; nan where it failed.
         sets: The candidates of each row.
     """
+    users, pairs = [one.user for one in sets], list(zip(scores, sets, strict=True))
     figures: dict[str, Any] = {}
     for k in CUTOFFS:
-        figures[f"ndcg@{k}"] = _mean(ndcg_at_k(row, one.position, k) for row, one in zip(scores, sets, strict=True))
-        figures[f"hit@{k}"] = _mean(hit_rate_at_k(row, one.position, k) for row, one in zip(scores, sets, strict=True))
-    figures["mrr"] = _mean(mrr(row, one.position) for row, one in zip(scores, sets, strict=True))
+        figures[f"ndcg@{k}"] = _mean([ndcg_at_k(row, one.position, k) for row, one in pairs], users)
+        figures[f"hit@{k}"] = _mean([hit_rate_at_k(row, one.position, k) for row, one in pairs], users)
+    figures["mrr"] = _mean([mrr(row, one.position) for row, one in pairs], users)
     failed = [math.isnan(score) for row in scores for score in row]
     return figures | {"rows": len(sets), "failed": sum(failed), "candidates": len(failed)}
 
 
-def _mean(values: Any) -> dict[str, Any]:
-    return attrs.asdict(mean_interval(np.fromiter(values, dtype=np.float64)))
+def _mean(values: Sequence[float], users: Sequence[int]) -> dict[str, Any]:
+    return attrs.asdict(mean_interval(values, users=users))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -38,15 +39,18 @@ async def embed_all(embedder: Embedder, texts: Sequence[str], step: Callable[[],
 
 
 def catalogue_figures(
-    users: Floats, items: Floats, positives: Sequence[int], seen: Sequence[Iterable[int]]
+    users: Floats, items: Floats, positives: Sequence[int], seen: Sequence[Iterable[int]], owners: Sequence[str]
 ) -> dict[str, Any]:
     """Recall, precision, MRR and NDCG at 5, 10 and 20 over all items but those the user had otherwise.
+
+    Intervals resample users whole, since the rows of one user are not independent.
 
     Args:
         users: (rows, dimensions), unit vectors of the users' profiles.
         items: (catalogue, dimensions), unit vectors of the items' texts.
         positives: Index of the right item of each row.
         seen: Indices of the items that each row's user had; the positive is ranked even if it is among them.
+        owners: Id of the user of each row.
     """
     figures: dict[str, list[float]] = {}
     for row, (positive, earlier) in enumerate(zip(positives, seen, strict=True)):
@@ -57,7 +61,7 @@ def catalogue_figures(
         for k, metrics in found.items():
             for name in ("recall", "precision", "mrr", "ndcg"):
                 figures.setdefault(f"{name}@{k}", []).append(getattr(metrics, name))
-    return {name: _interval(values) for name, values in figures.items()}
+    return {name: attrs.asdict(mean_interval(values, users=owners)) for name, values in figures.items()}
 
 
 def alignment_figures(users: Floats, items: Floats) -> dict[str, float]:
@@ -81,8 +85,3 @@ def item_text(item: Item) -> str:
 def user_text(profile: JointProfile | None) -> str:
     """What a user is embedded as: the profile's text."""
     return profile.user.text if profile is not None and profile.user is not None else ""
-
-
-def _interval(values: Sequence[float]) -> Any:
-    found = mean_interval(np.asarray(values, dtype=np.float64))
-    return {"estimate": found.estimate, "low": found.low, "high": found.high, "units": found.units}

@@ -157,8 +157,8 @@ def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
         By grouping, a list of groups: their bounds (above one and up to the other), rows and MAE.
     """
     return {
-        "history_length": _by_bounds(gold.ratings, predicted, gold.history_lengths.astype(np.float64), (5, 10, 30, 50)),
-        "variance": _by_bounds(gold.ratings, predicted, gold.variances, _terciles(gold.variances)),
+        "history_length": _by_bounds(gold, predicted, gold.history_lengths.astype(np.float64), (5, 10, 30, 50)),
+        "variance": _by_bounds(gold, predicted, gold.variances, _terciles(gold.variances)),
     }
 
 
@@ -167,13 +167,13 @@ def _terciles(values: Floats) -> tuple[float, ...]:
     return tuple(np.unique(np.quantile(known, (1 / 3, 2 / 3))).tolist()) if known.size else ()
 
 
-def _by_bounds(truth: Floats, predicted: Floats, values: Floats, bounds: Sequence[float]) -> list[dict[str, Any]]:
-    groups = []
+def _by_bounds(gold: Gold, predicted: Floats, values: Floats, bounds: Sequence[float]) -> list[dict[str, Any]]:
+    users, groups = np.asarray(gold.users), []
     for low, high in zip((-math.inf, *bounds), (*bounds, math.inf), strict=True):
         inside = (values > low) & (values <= high) & ~np.isnan(predicted)
         if inside.any():
-            errors = np.abs(truth - predicted)[inside]
-            groups.append({"above": low, "up_to": high, "rows": int(inside.sum()), "mae": plain(mean_interval(errors))})
+            mae = mean_interval(np.abs(gold.ratings - predicted)[inside], users=users[inside])
+            groups.append({"above": low, "up_to": high, "rows": int(inside.sum()), "mae": plain(mae)})
     return groups
 
 
