@@ -36,6 +36,15 @@ def test_gain_is_paired_row_by_row() -> None:
     assert (last.gain.low, last.gain.high, last.gain.units) == (0.25, 0.25, 3)
 
 
+def test_held_out_intervals_draw_whole_users() -> None:
+    """Four rows of two users rest on two units wherever the samples say whose each row is, and else on four."""
+    start, end = measured(0, [0.0, 0.5, 1.0, 0.2]), measured(9, [0.3, 0.7, 1.0, 0.0], shuffled_rewards=(0.1,) * 4)
+    samples = [Answer(step=step, user=user) for step in (0, 9) for user in ("ann", "ann", "bob", "bob")]
+    for known, units in ((samples, 2), (samples[:-1], 4), ((), 4)):
+        last = held_out_points([start, end], known)[-1]
+        assert [one.units for one in (last.reward, last.gain, last.personal) if one] == [units] * 3
+
+
 def test_other_rows_have_no_gain() -> None:
     """Measurements of unlike numbers of rows are not compared row by row."""
     assert held_out_points([measured(0, [0.0, 1.0]), measured(1, [0.0, 1.0, 1.0])])[1].gain is None

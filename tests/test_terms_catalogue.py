@@ -147,7 +147,7 @@ async def test_value_is_the_one_that_evaluation_measures(item: str, had: list[st
     matrix = np.array([PLANE[name] for name in names])
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     seen = [names.index(name) for name in had]
-    figures = catalogue_figures(np.array([[1.0, 0.0]]), matrix, [names.index(item)], [seen])
+    figures = catalogue_figures(np.array([[1.0, 0.0]]), matrix, [names.index(item)], [seen], ["ann"])
     assert (await scores(pair("ann", item, had=had))).value == pytest.approx(figures["ndcg@5"]["estimate"])
 
 

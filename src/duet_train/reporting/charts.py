@@ -170,7 +170,7 @@ def held_out(run: Run, points: Sequence[HeldOut]) -> Section:
         anchor="held-out",
         title="Held-out rows",
         intro="Measured on the same rows each time, none of which is trained on. Whiskers are 95 % bootstrap intervals "
-        "over rows.",
+        f"over {'users' if all(one.by_user for one in points) else 'rows'}.",
         figures=[
             *series_chart(run, "Held-out reward", [line], note="Dashed line: the start.", level=start),
             *_gain(run, points),

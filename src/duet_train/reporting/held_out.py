@@ -1,4 +1,4 @@
-"""Held-out measurements against the start, with intervals paired by row; in numbers and in words."""
+"""Held-out measurements against the start, paired by row, with intervals by user; in numbers and in words."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Point:
         gain: Against the first measurement, row by row; None for the first, and where the rows do not match.
         own: Mean reward of the rows that the control has too, which are those with a profile; None where unknown.
         personal: What the right user is worth on those rows, row by row; None where the file has no such rows.
+        by_user: True where intervals draw whole users; False where the samples do not say whose each row is.
     """
 
     of: Measurement
@@ -40,6 +41,7 @@ class Point:
     gain: Interval | None = None
     own: float | None = None
     personal: Interval | None = None
+    by_user: bool = False
 
     @property
     def gap(self) -> float | None:
@@ -54,25 +56,30 @@ def held_out_points(measurements: Sequence[Measurement], samples: Sequence[Answe
 
     Args:
         measurements: By step.
-        samples: The completions that were measured.
+        samples: The completions that were measured, which say whose each row is.
     """
     known = [one for one in measurements if one.reward is not None]
     if len(known) > SHOWN:
         known = [known[0], *(part[-1] for part in cut(known[1:], SHOWN - 1))]
-    profiles: defaultdict[int, list[float]] = defaultdict(list)
+    answers: defaultdict[int, list[Answer]] = defaultdict(list)
     for one in samples:
-        if one.reward is not None and not one.is_malformed:
-            profiles[one.step].append(one.reward)
-    return [
-        Point(
-            of=one,
-            reward=_mean([reward for reward in one.rewards if reward is not None]),
-            gain=None if one is known[0] else _difference(one.rewards, known[0].rewards),
-            own=_own(one, profiles[one.step]),
-            personal=_difference(one.rewards, one.shuffled_rewards),
-        )
-        for one in known
-    ]
+        answers[one.step].append(one)
+    return [_point(one, known[0], answers[one.step]) for one in known]
+
+
+def _point(one: Measurement, first: Measurement, answers: Sequence[Answer]) -> Point:
+    profiles = [answer.reward for answer in answers if answer.reward is not None and not answer.is_malformed]
+    users = [answer.user for answer in answers]
+    by_user = len(users) == len(one.rewards) and all(users)
+    owners = users if by_user else list(map(str, range(len(one.rewards))))
+    return Point(
+        of=one,
+        reward=_mean(one.rewards, owners),
+        gain=None if one is first else _difference(one.rewards, first.rewards, owners),
+        own=_own(one, profiles),
+        personal=_difference(one.rewards, one.shuffled_rewards, owners),
+        by_user=by_user,
+    )
 
 
 def _own(one: Measurement, profiles: Sequence[float]) -> float | None:
@@ -86,18 +93,24 @@ def _own(one: Measurement, profiles: Sequence[float]) -> float | None:
     return one.reward if one.parse_rate == 1 else None
 
 
-def _mean(values: Sequence[float]) -> Interval | None:
+def _mean(values: Sequence[float | None], owners: Sequence[str]) -> Interval | None:
+    """Over the rows that have a value."""
     from duet_train.intervals import mean_interval
 
-    return mean_interval(values, resamples=1000) if len(values) > 1 else None
+    known = [(value, owner) for value, owner in zip(values, owners, strict=True) if value is not None]
+    if len(known) < 2:
+        return None
+    return mean_interval([value for value, _ in known], users=[owner for _, owner in known], resamples=1000)
 
 
-def _difference(rewards: Sequence[float | None], others: Sequence[float | None]) -> Interval | None:
+def _difference(
+    rewards: Sequence[float | None], others: Sequence[float | None], owners: Sequence[str]
+) -> Interval | None:
     """Over the rows that both have."""
     if len(rewards) != len(others):
         return None
     pairs = zip(rewards, others, strict=True)
-    return _mean([reward - other for reward, other in pairs if reward is not None and other is not None])
+    return _mean([None if one is None or other is None else one - other for one, other in pairs], owners)
 
 
 # In words
@@ -126,7 +139,7 @@ def _gained(points: Sequence[Point]) -> Iterator[Finding]:
     if gain is None or math.isnan(gain.low):
         yield Finding("plain", "Held-out reward", f"{words}. No interval: the rewards by row are missing.", "held-out")
         return
-    rows = f"95 % interval {_span(gain)}, {several(gain.units, 'row')}, paired"
+    rows = f"95 % interval {_span(gain)}, {several(gain.units, 'user' if points[-1].by_user else 'row')}, paired"
     if gain.low > 0:
         yield Finding("good", "Held-out reward", f"{words} ({rows}).", "held-out")
     elif gain.high < 0:
