@@ -200,6 +200,18 @@ def test_against_is_the_best_baseline_less_the_method(data: Prepared) -> None:
     assert found["methods"]["right"]["against"]["difference"]["estimate"] == pytest.approx(1.0)
 
 
+def test_against_is_told_over_all_rows_too(data: Prepared) -> None:
+    """A method that fails everywhere is the median over all rows, and beside its own rows nothing."""
+    rows = data.examples("test")
+    gold = gold_of(data, rows)
+    near = gold.ratings + 1
+    lost = judgement([Made(None, TimeoutError())] * 6, [math.nan] * 6)
+    found = assemble(gold, {"near": near}, {"lost": lost})["methods"]["lost"]
+    assert math.isnan(found["against"]["difference"]["estimate"])
+    expected = 1 - np.abs(gold.ratings - gold.median).mean()
+    assert found["against_filled"]["difference"]["estimate"] == pytest.approx(expected)
+
+
 def test_failures_are_counted_and_json_has_no_nan(data: Prepared) -> None:
     """What went wrong is counted by the error's name, and what has no finite value is null in JSON."""
     rows = data.examples("test")

@@ -131,6 +131,26 @@ def test_parse_rate_stands_beside_the_errors(results: dict[str, Any]) -> None:
     assert [cell.strip() for cell in line.split("|")[2:4]] == ["0.67", "0.500 [0.000, 1.000]"]
 
 
+def test_failures_as_median_stand_beside_the_complete_cases(results: dict[str, Any]) -> None:
+    """One row of three failed, whose true rating is 1 and the median 4; where all failed the constant is left."""
+    lines = section(markdown(results), "Rating").splitlines()
+    heads, duet, lost = ([cell.strip() for cell in line.split("|")] for line in (lines[0], lines[3], lines[4]))
+    place = heads.index("MAE, failures as median")
+    assert heads[place - 1 : place + 3] == ["MAE", "MAE, failures as median", "RMSE", "RMSE, failures as median"]
+    assert duet[place].startswith("1.333 [")
+    assert lost[place] == next(line for line in lines if "median " in line[:10]).split("|")[place].strip()
+
+
+def test_results_of_an_earlier_version_are_read(results: dict[str, Any]) -> None:
+    """Results without the later figures have dashes in their place."""
+    later = ("filled", "against_filled")
+    methods = {
+        name: {key: value for key, value in one.items() if key not in later} for name, one in results["methods"].items()
+    }
+    text = markdown(results | {"methods": methods})
+    assert all("–" in line for line in section(text, "Rating").splitlines()[2:])
+
+
 def test_cost_counts_calls_and_failures(results: dict[str, Any]) -> None:
     """Methods that ask a model show calls, tokens, seconds and what went wrong."""
     lines = section(markdown(results), "Cost of the profiles").splitlines()[2:]

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from duet import RatingScale
 from duet_train.metrics import macro_f1, mae, rmse, round_half_up, weighted_f1
-from duet_train.scoring import Gold, best_baseline, gain, group_figures, order_figures, personal_figures, rating_figures
+from duet_train.scoring import (
+    Gold,
+    best_baseline,
+    filled_figures,
+    gain,
+    group_figures,
+    order_figures,
+    personal_figures,
+    rating_figures,
+)
 
 quick = settings(deadline=None, max_examples=40)
 ratings = st.integers(1, 5).map(float)
@@ -105,6 +114,33 @@ def test_thresholds_follow_the_scale() -> None:
     gold = known([8.0, 3.0], scale=RatingScale(1, 10))
     sentiment = rating_figures(gold, column(8.0, 3.0))["sentiment"]
     assert (sentiment["like_from"], sentiment["dislike_to"]) == (7.75, 3.25)
+
+
+# Failures answered by the median
+
+
+def test_failed_rows_are_answered_by_the_median() -> None:
+    """Beside a row that is right, one that failed errs as the training median does."""
+    figures = filled_figures(known([5.0, 1.0], median=4.0), column(5, math.nan))
+    assert figures["mae"]["estimate"] == pytest.approx(1.5)
+    assert figures["rmse"]["estimate"] == pytest.approx(math.sqrt(4.5))
+    assert figures["accuracy"]["estimate"] == 0.5
+    assert {one["units"] for one in figures.values()} == {2}
+
+
+def test_without_failures_both_figures_are_the_same() -> None:
+    """Where every row is predicted there is nothing to answer for, and the intervals agree to the last digit."""
+    gold, given = known([5.0, 3.0, 1.0, 2.0], users=["a", "a", "b", "c"]), column(4, 3, 2.4, 1)
+    complete = rating_figures(gold, given)
+    assert filled_figures(gold, given) == {name: complete[name] for name in ("mae", "rmse", "accuracy")}
+
+
+def test_failing_on_hard_rows_is_no_gain() -> None:
+    """A method that fails wherever it would err keeps an error of 0 over its own rows, and not over all."""
+    gold = known([4.0, 1.0], median=4.0)
+    hidden = column(4, math.nan)
+    assert rating_figures(gold, hidden)["mae"]["estimate"] == 0
+    assert filled_figures(gold, hidden)["mae"]["estimate"] == 1.5
 
 
 # Gains

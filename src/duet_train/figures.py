@@ -19,6 +19,8 @@ from duet_train.ranking import SPLITS
 from duet_train.scoring import (
     Gold,
     best_baseline,
+    filled,
+    filled_figures,
     gain,
     group_figures,
     order_figures,
@@ -135,6 +137,7 @@ def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, J
         methods[name] = _basic(gold, one.predicted) | {
             "personal": personal_figures(gold, one.predicted, one.shuffled_users, one.shuffled_items),
             "against": plain(gain(gold, baselines[best], one.predicted)),
+            "against_filled": plain(gain(gold, filled(gold, baselines[best]), filled(gold, one.predicted))),
             "failures": dict(Counter(error for error in one.errors if error)),
             "cost": _cost(one),
         }
@@ -142,7 +145,11 @@ def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, J
 
 
 def _basic(gold: Gold, predicted: Floats) -> dict[str, Any]:
-    return {"rating": rating_figures(gold, predicted), "groups": group_figures(gold, predicted)}
+    return {
+        "rating": rating_figures(gold, predicted),
+        "filled": filled_figures(gold, predicted),
+        "groups": group_figures(gold, predicted),
+    }
 
 
 def _cost(one: Judgement) -> dict[str, Any]:

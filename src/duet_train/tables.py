@@ -74,9 +74,12 @@ def _difference(name: str) -> Callable[[Figures], str]:
     return lambda figures: interval(figures["personal"].get(name, {}).get("difference"))
 
 
-def _against(figures: Figures) -> str:
-    test = figures.get("against")
-    return "–" if test is None else f"{interval(test['difference'])}, p {_p_value(test['p_value'])}"
+def _against(key: str) -> Callable[[Figures], str]:
+    def cell(figures: Figures) -> str:
+        test = figures.get(key)
+        return "–" if test is None else f"{interval(test['difference'])}, p {_p_value(test['p_value'])}"
+
+    return cell
 
 
 def _p_value(value: float | None) -> str:
@@ -94,7 +97,9 @@ def _failures(figures: Figures) -> str:
 _RATING: list[Column] = [
     ("parsed", lambda rating: number(rating["parse_rate"], 2)),
     ("MAE", lambda rating: interval(rating["mae"])),
+    ("MAE, failures as median", lambda rating: interval(rating["filled"].get("mae"))),
     ("RMSE", lambda rating: interval(rating["rmse"])),
+    ("RMSE, failures as median", lambda rating: interval(rating["filled"].get("rmse"))),
     ("accuracy", lambda rating: interval(rating["accuracy"])),
     ("macro F1", lambda rating: interval(rating["macro_f1"])),
     ("weighted F1", lambda rating: interval(rating["weighted_f1"])),
@@ -106,7 +111,8 @@ _PERSONAL: list[Column] = [
     ("gain over other items", _difference("items")),
     ("tau within users", lambda figures: number(figures["personal"]["within_user"]["mean"])),
     ("personal", _verdict),
-    ("against best baseline", _against),
+    ("against best baseline", _against("against")),
+    ("the same, failures as median", _against("against_filled")),
 ]
 _SENTIMENT: list[Column] = [
     ("accuracy", lambda sentiment: interval(sentiment["accuracy"])),
@@ -157,7 +163,7 @@ def _heading(facts: Mapping[str, str]) -> str:
 
 def _method_tables(methods: Mapping[str, Figures], suffix: str) -> list[str]:
     """What is measured of every method before one recommender."""
-    rating = {name: figures["rating"] for name, figures in methods.items()}
+    rating = {name: {**figures["rating"], "filled": figures.get("filled", {})} for name, figures in methods.items()}
     sentiment = {name: figures["sentiment"] for name, figures in rating.items()}
     limits = next(iter(sentiment.values()))
     like = f"### Like (from {limits['like_from']:g}), neutral, dislike (up to {limits['dislike_to']:g})"
