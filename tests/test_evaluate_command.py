@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import subprocess
@@ -18,6 +19,8 @@ from evaluations import log, prepared
 from duet import TokenLogprob
 from duet.testing import Answer, FakeServer, Request, completion_text
 from duet_train.__main__ import main
+from duet_train.data.prepared import Prepared
+from duet_train.evaluate import _ranked
 
 LAST = [f"words of u{user} in turn 7" for user in range(6)]
 """The reviews of the test rows."""
@@ -156,6 +159,32 @@ def test_candidates_are_on_disk(ran: Ran) -> None:
         sets = json.loads((ran.out / f"candidates-{kind}.json").read_text())["sets"]
         assert [len(one["items"]) for one in sets] == [10, 10]
         assert all({"position", "seed", "user"} <= one.keys() for one in sets)
+
+
+def test_ranked_rows_are_drawn_by_the_seed(data: Path) -> None:
+    """Not the first rows of the file: another seed ranks others, and fewer lie within more of the same seed."""
+    log = Prepared.open(data)
+    rows = log.examples("test")
+
+    def ranked(count: int, seed: int) -> list[int]:
+        options = argparse.Namespace(split="test", ranking=count, seed=seed)
+        return [row.row for row in _ranked(options, log, rows)]
+
+    draws = [ranked(2, seed) for seed in range(8)]
+    assert all(len(one) == 2 and set(one) <= set(ranked(4, seed)) for seed, one in enumerate(draws))
+    assert {row for one in draws for row in one} == {row.row for row in rows}
+    assert ranked(99, 0) == [row.row for row in rows]
+    assert ranked(0, 0) == []
+
+
+def test_ranked_rows_lie_within_the_sample(data: Path, tmp_path: Path) -> None:
+    """What is ranked is also evaluated, and the candidates say which rows these are."""
+    with FakeServer(answer).run_in_thread() as server:
+        more = ["--methods", "template", "--sample", "3", "--ranking", "2", "--negatives", "random"]
+        assert main(words(server, data, tmp_path, *more)) == 0
+    ranked = json.loads((tmp_path / "candidates-random.json").read_text())["rows"]
+    assert len(ranked) == 2
+    assert set(ranked) < set(json.loads((tmp_path / "rows.json").read_text())["rows"])
 
 
 def test_random_ranking_is_stated(ran: Ran) -> None:

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--temperature", type=float, default=0.0, metavar="T")
     prompt.add_argument("--domain", default="products", help="books, movies, music, places or products")
     more = parser.add_argument_group("more tables")
-    more.add_argument("--ranking", type=int, default=0, metavar="N", help="rank ten candidates for N of the rows")
+    more.add_argument("--ranking", type=int, default=0, metavar="N", help="rank ten candidates for N drawn rows")
     more.add_argument("--negatives", default="random,ease", help="random, ease, or both")
     more.add_argument("--ranking-methods", metavar="NAMES", help="default: all of --methods")
     more.add_argument("--choice", action="store_true", help="next-item choice from the user's profile")
@@ -90,7 +90,8 @@ async def _evaluate(args: argparse.Namespace) -> int:
     check_leaks(rows)
     gold, catalogue = gold_of(data, rows), Catalogue.of(data)
     baselines = model_free(data, rows, gold)
-    sets = _candidates(args, rows, catalogue)
+    ranked = _ranked(args, data, rows)
+    sets = _candidates(args, ranked, catalogue)
     args.out.mkdir(parents=True, exist_ok=True)
     _write(args.out / "rows.json", {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]})
     async with open_tools(args, data, rows) as tools:
@@ -102,7 +103,7 @@ async def _evaluate(args: argparse.Namespace) -> int:
             second = await _transfer(args, data, rows, judged, tools)
             results["transfer"] = assemble(gold, baselines, second)["methods"]
         results["texts"] = await text_table(rows, judged, tools)
-        results["ranking"] = await _rank(args, data, rows, sets, methods, catalogue, tools)
+        results["ranking"] = await _rank(args, data, ranked, sets, methods, catalogue, tools)
         results["catalogue"] = await catalogue_table(data, rows, judged, catalogue, tools)
         if args.choice:
             results["choice"] = await choice_table(data, rows, judged, catalogue, tools, seed=args.seed)
@@ -113,12 +114,18 @@ async def _evaluate(args: argparse.Namespace) -> int:
     return 0 if any(not np.isnan(one.predicted).all() for one in judged.values()) else 1
 
 
+def _ranked(args: argparse.Namespace, data: Prepared, rows: Sequence[PreparedExample]) -> list[PreparedExample]:
+    """The rows to rank, drawn as `--sample` draws: fewer lie within more, and within those that are evaluated."""
+    drawn = {row.id for row in data.examples(args.split, sample=min(args.ranking, len(rows)), seed=args.seed)}
+    return [row for row in rows if row.id in drawn]
+
+
 def _candidates(
     args: argparse.Namespace, rows: Sequence[PreparedExample], catalogue: Catalogue
 ) -> dict[str, list[CandidateSet]]:
     """By kind; drawn before any model is asked, since too small a catalogue has none."""
     kinds = names(args.negatives) if args.ranking else []
-    return {kind: [catalogue.candidates(row, kind, args.seed) for row in rows[: args.ranking]] for kind in kinds}
+    return {kind: [catalogue.candidates(row, kind, args.seed) for row in rows] for kind in kinds}
 
 
 def _counted(name: str, tools: Tools) -> Counted:
@@ -150,13 +157,14 @@ async def _rank(
 ) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     for kind, drawn in sets.items():
-        _write(args.out / f"candidates-{kind}.json", catalogue.record(drawn))
+        numbers = {"rows": [row.row for row in rows]}
+        _write(args.out / f"candidates-{kind}.json", numbers | catalogue.record(drawn))
         tables[kind] = {"ease": ranking_figures([catalogue.ease_scores(one) for one in drawn], drawn)}
         for name in names(args.ranking_methods or args.methods):
             with _bar(f"{name}, {kind}", sum(len(one.items) for one in drawn)) as step:
                 scores = await method_scores(
                     data,
-                    rows[: len(drawn)],
+                    rows,
                     drawn,
                     catalogue.item_ids,
                     methods[name][0],
