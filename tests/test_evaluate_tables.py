@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from duet import RatingScale
 from duet_train.evaluate import _finite
 from duet_train.figures import assemble
 from duet_train.judging import Judgement, Made
+from duet_train.popularity import Popularity
 from duet_train.ranking_metrics import hit_rate_at_k, mrr, ndcg_at_k
 from duet_train.scoring import Gold
 from duet_train.tables import interval, markdown, number, table
@@ -164,6 +166,17 @@ def test_groups_name_their_bounds(results: dict[str, Any]) -> None:
     text = section(markdown(results), "MAE by length of the history")
     assert [head.strip() for head in text.splitlines()[0].split("|")[2:-1]] == ["≤ 5", "> 5, ≤ 10", "> 50"]
     assert "(n=1)" in text
+
+
+def test_groups_of_popularity_are_named() -> None:
+    """Head, middle and tail stand beside their bounds in training interactions, and a large one in full."""
+    counts = np.array([0, 8, 4000])
+    gold = attrs.evolve(GOLD, popularity=Popularity(counts=counts, tail=3, middle=1234))
+    text = markdown(assemble(gold, {"median": np.full(3, 4.0)}, {"duet": judged(5, 2, math.nan)}) | {"facts": {}})
+    lines = section(text, "MAE by popularity of the item").splitlines()
+    heads = [head.strip() for head in lines[0].split("|")[2:-1]]
+    assert heads == ["tail (≤ 3)", "middle (> 3, ≤ 1234)", "head (> 1234)"]
+    assert lines[3].split("|")[-2].strip() == "–"
 
 
 def test_second_recommender_has_its_tables(results: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from duet import ConfigurationError
 from duet_train.bias import mean_rating, median_rating, predict_strictly_before
 from duet_train.data.prepared import Prepared, PreparedExample, RatingTable
 from duet_train.judging import Floats, Judgement
+from duet_train.popularity import Popularity
 from duet_train.ranking import SPLITS
 from duet_train.scoring import (
     Gold,
@@ -68,13 +69,16 @@ def gold_of(data: Prepared, rows: Sequence[PreparedExample]) -> Gold:
         data: Prepared.
         rows: What is evaluated.
     """
+    train = data.matrix("train")
+    codes = {item_id: code for code, item_id in enumerate(train.item_ids)}
     return Gold(
         ratings=np.array([row.example.rating for row in rows]),
         users=[row.example.user.id for row in rows],
         scale=data.scale,
         history_lengths=np.array([row.history_length for row in rows], dtype=np.int64),
         variances=np.array([_variance(row) for row in rows], dtype=np.float64),
-        median=median_rating(data.matrix("train").ratings),
+        median=median_rating(train.ratings),
+        popularity=Popularity.of(train.items, [codes[row.example.item.id] for row in rows]),
     )
 
 

@@ -21,6 +21,7 @@ from duet_train.metrics import (
     weighted_f1,
     within_user_rank_correlation,
 )
+from duet_train.popularity import Popularity
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -37,6 +38,7 @@ class Gold:
         history_lengths: Earlier rows of the user that the histories' setting allows, before the window cuts them.
         variances: Of the user's earlier ratings, nan for fewer than two.
         median: Of the training ratings: what a constant would answer.
+        popularity: Of the rows' items in training; None where nobody counted, and then there are no such groups.
     """
 
     ratings: Floats
@@ -45,6 +47,7 @@ class Gold:
     history_lengths: npt.NDArray[np.int64]
     variances: Floats
     median: float
+    popularity: Popularity | None = None
 
 
 def rating_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def filled_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
 
 
 def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
-    """MAE by history length and by three groups of rating variance (DUET: stable to diverse).
+    """MAE by history length, by three groups of rating variance (DUET: stable to diverse), and by item popularity.
 
     The variance of fewer than two ratings says nothing: such rows are in no group of variance.
 
@@ -178,12 +181,22 @@ def group_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
         predicted: Rating points, nan where there is none; such rows are in no group.
 
     Returns:
-        By grouping, a list of groups: their bounds (above one and up to the other), rows and MAE.
+        By grouping, a list of groups: their bounds (above one and up to the other), rows and MAE; those of popularity
+        have a name as well.
     """
-    return {
+    groups = {
         "history_length": _by_bounds(gold, predicted, gold.history_lengths.astype(np.float64), (5, 10, 30, 50)),
         "variance": _by_bounds(gold, predicted, gold.variances, _terciles(gold.variances)),
     }
+    return groups if gold.popularity is None else groups | {"popularity": _by_popularity(gold, predicted)}
+
+
+def _by_popularity(gold: Gold, predicted: Floats) -> list[dict[str, Any]]:
+    found = gold.popularity
+    assert found is not None
+    bounds = sorted({found.tail, found.middle})
+    groups = _by_bounds(gold, predicted, found.counts.astype(np.float64), bounds)
+    return [group | {"name": found.name(group["above"], group["up_to"])} for group in groups]
 
 
 def _terciles(values: Floats) -> tuple[float, ...]:

@@ -145,7 +145,11 @@ _RANKING: list[Column] = [
 ]
 _CATALOGUE = _shown(*(f"{name}@{k}" for k in (5, 10, 20) for name in ("recall", "precision", "mrr", "ndcg")))
 _CHOICE: list[Column] = [*_shown("accuracy"), ("failed", lambda figures: str(figures["failed"]))]
-_GROUPS = (("history_length", "MAE by length of the history"), ("variance", "MAE by variance of the user's ratings"))
+_GROUPS = (
+    ("history_length", "MAE by length of the history"),
+    ("variance", "MAE by variance of the user's ratings"),
+    ("popularity", "MAE by popularity of the item"),
+)
 
 
 # Tables
@@ -179,12 +183,18 @@ def _method_tables(methods: Mapping[str, Figures], suffix: str) -> list[str]:
 
 def _groups(methods: Mapping[str, Figures], key: str, title: str) -> str:
     """A column a group; every method has the same groups, less those in which it predicted nothing."""
-    bounds = sorted({_bounds(group) for figures in methods.values() for group in figures["groups"][key]})
+    by_method = {name: figures["groups"].get(key, []) for name, figures in methods.items()}
+    heads = {_bounds(group): _head(group) for groups in by_method.values() for group in groups}
     rows = []
-    for name, figures in methods.items():
-        cells = {_bounds(group): f"{interval(group['mae'])} (n={group['rows']})" for group in figures["groups"][key]}
-        rows.append([name, *(cells.get(bound, "–") for bound in bounds)])
-    return f"### {title}\n\n" + table(["method", *(_bound(*bound) for bound in bounds)], rows) if bounds else ""
+    for name, groups in by_method.items():
+        cells = {_bounds(group): f"{interval(group['mae'])} (n={group['rows']})" for group in groups}
+        rows.append([name, *(cells.get(bound, "–") for bound in sorted(heads))])
+    return f"### {title}\n\n" + table(["method", *(heads[bound] for bound in sorted(heads))], rows) if heads else ""
+
+
+def _head(group: Figures) -> str:
+    bound = _bound(*_bounds(group))
+    return f"{group['name']} ({bound})" if "name" in group else bound
 
 
 def _bounds(group: Figures) -> tuple[float, float]:
@@ -194,8 +204,12 @@ def _bounds(group: Figures) -> tuple[float, float]:
 
 
 def _bound(low: float, high: float) -> str:
-    named = ([] if math.isinf(low) else [f"> {low:.3g}"]) + ([] if math.isinf(high) else [f"≤ {high:.3g}"])
+    named = ([] if math.isinf(low) else [f"> {_short(low)}"]) + ([] if math.isinf(high) else [f"≤ {_short(high)}"])
     return ", ".join(named) or "all"
+
+
+def _short(bound: float) -> str:
+    return f"{bound:.3g}" if bound < 1000 else f"{bound:.0f}"
 
 
 def _ranking(kind: str, methods: Mapping[str, Figures]) -> str:
