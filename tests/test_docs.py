@@ -177,6 +177,20 @@ def test_option_table_is_complete(verb: str) -> None:
     assert sorted(listed) == sorted(_options_of(verb)._option_string_actions)
 
 
+def test_settings_that_restore_a_paper_exist() -> None:
+    """Every option in the last column of the page on differences is one of this project's or of TRL's."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None or trl.origin is None:
+        pytest.skip("trl has some of the options")
+    sources = [Path(trl.origin).parent / "trainer" / f"{name}_config.py" for name in ("grpo", "model")]
+    theirs = re.findall(r"^    (\w+): ", "\n".join(path.read_text(encoding="utf-8") for path in sources), re.M)
+    own = {option for verb in VERBS for option in _options_of(verb)._option_string_actions}
+    page = (DOCS / "differences.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--[a-z][\w-]*", page))
+    assert len(named) > 15
+    assert named <= own | {f"--{name}" for name in theirs}
+
+
 def _key_rows(page: str) -> dict[str, str]:
     """The rows of a page's table of keys: key, default as shown."""
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
