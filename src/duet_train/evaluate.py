@@ -210,7 +210,7 @@ def _facts(
         "recommender": _recommender_named(args),
         "second recommender": second,
         "embedder": (args.embedder or "none").rpartition(",")[2],
-        "intervals": "95 %, bootstrap; gains are differences of MAE, positive is better",
+        "intervals": "95 %, bootstrap over users; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }
 
