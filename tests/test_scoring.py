@@ -182,6 +182,14 @@ def test_order_within_users_is_measured() -> None:
     assert order_figures(gold, column(4, 2, 5, 4))["within_user"] == {"mean": 1.0, "users": 2}
 
 
+def test_order_within_users_has_an_interval_over_users() -> None:
+    """One value a user: three users of two rows are three units, and the estimate is the mean of their taus."""
+    gold = known([5.0, 3.0, 2.0, 1.0, 4.0, 2.0], users=["a", "a", "b", "b", "c", "c"])
+    tau = order_figures(gold, column(4, 2, 4, 5, 5, 1))["tau"]
+    assert (tau["estimate"], tau["units"]) == (pytest.approx(1 / 3), 3)
+    assert tau["low"] < tau["estimate"] < tau["high"]
+
+
 def test_gain_by_luck_is_not_personal() -> None:
     """A gain whose interval reaches below zero is not called personal, however large the estimate."""
     truth, predicted = column(5, 1), column(5, 2)

@@ -128,7 +128,7 @@ def order_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
 
     Returns:
         ``gain_over_median``: MAE of the constant median less the method's. ``within_user``: mean rank correlation
-        within each user, and over how many users.
+        within each user, and over how many users. ``tau``: the same mean with its interval.
     """
     constant = np.full_like(predicted, gold.median)
     within = within_user_rank_correlation(
@@ -137,6 +137,7 @@ def order_figures(gold: Gold, predicted: Floats) -> dict[str, Any]:
     return {
         "gain_over_median": plain(gain(gold, constant, predicted)),
         "within_user": {"mean": within.mean, "users": within.users},
+        "tau": plain(mean_interval(within.values)),
     }
 
 

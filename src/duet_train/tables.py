@@ -109,7 +109,7 @@ _PERSONAL: list[Column] = [
     ("gain over median", _difference("gain_over_median")),
     ("gain over other users", _difference("users")),
     ("gain over other items", _difference("items")),
-    ("tau within users", lambda figures: number(figures["personal"]["within_user"]["mean"])),
+    ("tau within users", lambda figures: interval(figures["personal"].get("tau"))),
     ("personal", _verdict),
     ("against best baseline", _against("against")),
     ("the same, failures as median", _against("against_filled")),
