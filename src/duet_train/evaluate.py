@@ -16,16 +16,21 @@ import attrs
 import numpy as np
 
 from duet import ConfigurationError
+from duet_train.asked import evaluated, names, pairs_of, repeats_of
 from duet_train.baselines import Profiler
+from duet_train.comparing import compare
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.extras import catalogue_table, choice_table, text_table
 from duet_train.figures import assemble, check_leaks, gold_of, model_free
-from duet_train.judging import Judgement, judge, rejudge
+from duet_train.judging import Floats, Judgement, judge, rejudge
 from duet_train.methods import METHODS, CountingLedger, Tools, build
 from duet_train.negatives import CandidateSet
+from duet_train.predictions import PREDICTIONS, TRANSFER, write_predictions
 from duet_train.ranking import Catalogue, method_scores, ranking_figures
+from duet_train.repeats import repeat_figures
+from duet_train.scoring import Gold
 from duet_train.tables import markdown
-from duet_train.tools import address_and_model, check_options, names, open_second, open_tools
+from duet_train.tools import address_and_model, check_options, open_second, open_tools
 
 Step = Callable[[], object]
 Counted = tuple[Profiler, CountingLedger]
@@ -40,6 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="10h,template,duet",
         metavar="NAMES",
         help=f"{', '.join(METHODS)}; duet@NAME asks model NAME",
+    )
+    parser.add_argument(
+        "--repeats",
+        action="append",
+        metavar="NAME=METHOD@RUN,METHOD@RUN",
+        help="runs of other seeds as one method NAME; may be repeated",
+    )
+    parser.add_argument(
+        "--compare", action="append", metavar="A,B", help="test A over B instead of all pairs; may be repeated"
     )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--sample", type=int, metavar="N", help="so many rows of the split, drawn by --seed")
@@ -95,13 +109,16 @@ async def _evaluate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     _write(args.out / "rows.json", {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]})
     async with open_tools(args, data, rows) as tools:
-        methods = {name: _counted(name, tools) for name in names(args.methods)}
+        methods = {name: _counted(name, tools) for name in evaluated(args)}
         judged = await _judge(args, rows, methods, tools)
-        results = assemble(gold, baselines, judged)
+        write_predictions(args.out / PREDICTIONS, rows, baselines, judged)
+        results = assemble(gold, baselines, judged) | _side_by_side(args, gold, baselines, judged)
         results["facts"] = _facts(args, data, rows, results["best_baseline"])
         if args.transfer_to:
             second = await _transfer(args, data, rows, judged, tools)
+            write_predictions(args.out / TRANSFER, rows, baselines, second)
             results["transfer"] = assemble(gold, baselines, second)["methods"]
+            results["transfer_side_by_side"] = _side_by_side(args, gold, baselines, second)
         results["texts"] = await text_table(rows, judged, tools)
         results["ranking"] = await _rank(args, data, ranked, sets, methods, catalogue, tools)
         results["catalogue"] = await catalogue_table(data, rows, judged, catalogue, tools)
@@ -144,6 +161,22 @@ async def _judge(
             )
         judged[name] = attrs.evolve(found, calls=ledger.calls)
     return judged
+
+
+def _side_by_side(
+    args: argparse.Namespace, gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, Judgement]
+) -> dict[str, Any]:
+    """Repeated methods over their runs, and the tests of pairs."""
+    repeats = {name: {run: judged[run] for run in runs} for name, runs in repeats_of(args).items()}
+    predicted = {
+        **baselines,
+        **{name: one.predicted for name, one in judged.items()},
+        **{name: np.array([one.predicted for one in runs.values()]) for name, runs in repeats.items()},
+    }
+    return {
+        "repeats": {name: repeat_figures(gold, runs) for name, runs in repeats.items()},
+        "comparisons": [attrs.asdict(one) for one in compare(gold, predicted, pairs_of(args))],
+    }
 
 
 async def _rank(
@@ -210,6 +243,7 @@ def _facts(
         "recommender": _recommender_named(args),
         "second recommender": second,
         "embedder": (args.embedder or "none").rpartition(",")[2],
+        **{f"runs of {name}": ", ".join(runs) for name, runs in repeats_of(args).items()},
         "intervals": "95 %, bootstrap over users; gains are differences of MAE, positive is better",
         "best baseline": best_baseline,
     }

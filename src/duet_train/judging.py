@@ -44,6 +44,8 @@ class Judgement:
         errors: Names of what went wrong, profile first, by row; "" where nothing did.
         seconds: Wall time of making the profiles; near zero where a ledger held them.
         calls: Generations that the profiles took, those that a ledger held included; None where nobody counted.
+        shuffled_user_errors: As `errors`, with the shuffled users; empty where nobody kept them.
+        shuffled_item_errors: The same with the shuffled items.
     """
 
     made: Sequence[Made]
@@ -53,6 +55,8 @@ class Judgement:
     errors: Sequence[str]
     seconds: float
     calls: int | None = None
+    shuffled_user_errors: Sequence[str] = ()
+    shuffled_item_errors: Sequence[str] = ()
 
     @property
     def usage(self) -> Usage:
@@ -134,15 +138,17 @@ async def _judged(
     items = derangement([row.example.item.id for row in rows], seed + 1)
     here = range(len(rows))
     predicted, errors = await _predict(rows, made, list(here), list(here), recommender, concurrency, step)
-    by_user, _ = await _predict(rows, made, users, list(here), recommender, concurrency, step)
-    by_item, _ = await _predict(rows, made, list(here), items, recommender, concurrency, step)
+    by_user, user_errors = await _predict(rows, made, users, list(here), recommender, concurrency, step)
+    by_item, item_errors = await _predict(rows, made, list(here), items, recommender, concurrency, step)
     return Judgement(
         made=made,
         predicted=predicted,
         shuffled_users=by_user,
         shuffled_items=by_item,
-        errors=[type(one.error).__name__ if one.error else error for one, error in zip(made, errors, strict=True)],
+        errors=errors,
         seconds=seconds,
+        shuffled_user_errors=user_errors,
+        shuffled_item_errors=item_errors,
     )
 
 
@@ -220,12 +226,13 @@ async def _predict(
     concurrency: int,
     step: Callable[[], object],
 ) -> tuple[Floats, list[str]]:
-    """Predictions for every row, the user's side from row `users[i]`, the item's profile from row `items[i]`."""
+    """Predictions and names of errors for every row, the user from row `users[i]`, the item's text from `items[i]`."""
 
     async def one(index: int) -> tuple[float, str]:
-        user_side, item_side = made[users[index]].profile, made[items[index]].profile
+        sides = made[users[index]], made[items[index]]
+        user_side, item_side = (side.profile for side in sides)
         if user_side is None or item_side is None:
-            return math.nan, ""
+            return math.nan, next((type(side.error).__name__ for side in sides if side.error), "")
         profile = JointProfile(user=user_side.user, item=item_side.item)
         row = rows[index].example
         try:

@@ -17,9 +17,11 @@ def markdown(results: Figures) -> str:
     Args:
         results: As `evaluate` writes them to results.json.
     """
-    parts = [_heading(results["facts"]), *_method_tables(results["methods"], "")]
+    parts = [_heading(results["facts"]), *_method_tables(results["methods"], ""), *side_by_side_tables(results, "")]
     if results.get("transfer"):
-        parts += _method_tables(results["transfer"], ", before the second recommender")
+        suffix = ", before the second recommender"
+        parts += _method_tables(results["transfer"], suffix)
+        parts += side_by_side_tables(results["transfer_side_by_side"], suffix)
     if results.get("texts"):
         parts.append("### The texts\n\n" + _by_method(results["texts"], _TEXTS))
     parts += [_ranking(kind, methods) for kind, methods in results.get("ranking", {}).items()]
@@ -51,7 +53,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number, or a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def interval(figure: Mapping[str, float | None] | None, digits: int = 3) -> str:
@@ -151,6 +153,30 @@ _GROUPS = (
     ("popularity", "MAE by popularity of the item"),
 )
 
+_REPEATS: list[Column] = [
+    ("runs", lambda figures: str(len(figures["runs"]))),
+    *(
+        (head, lambda figures, key=key: _over_runs(figures[key]))
+        for head, key in (
+            ("parsed", "parse_rate"),
+            ("MAE", "mae"),
+            ("RMSE", "rmse"),
+            ("accuracy", "accuracy"),
+            ("macro F1", "macro_f1"),
+            ("weighted F1", "weighted_f1"),
+            ("Spearman", "spearman"),
+            ("gain over other users", "gain_over_other_users"),
+        )
+    ),
+]
+_COMPARISON: list[Column] = [
+    ("rows", lambda pair: str(pair["rows"])),
+    ("gain in MAE", lambda pair: interval(pair["difference"])),
+    ("p", lambda pair: _p_value(pair["p_value"])),
+    ("p, Holm", lambda pair: _p_value(pair["p_holm"])),
+    ("± over runs", lambda pair: number(pair["spread"])),
+]
+
 
 # Tables
 
@@ -215,3 +241,28 @@ def _short(bound: float) -> str:
 def _ranking(kind: str, methods: Mapping[str, Figures]) -> str:
     random = ["random order", "0.100", "0.295", "0.454", "0.100", "0.500", "0.293", ""]
     return f"### Ranking among 10, {kind} negatives\n\n" + _by_method(methods, _RANKING, [random])
+
+
+def side_by_side_tables(results: Figures, suffix: str) -> list[str]:
+    """Repeated methods over their runs, and every pair that was tested.
+
+    Args:
+        results: With ``repeats`` and ``comparisons``, where there are any.
+        suffix: Of the headings.
+    """
+    repeats, pairs = results.get("repeats"), results.get("comparisons")
+    return [
+        f"### Several runs as one method{suffix}\n\n" + _by_method(repeats, _REPEATS) if repeats else "",
+        f"### Method over method{suffix}\n\n" + _comparisons(pairs) if pairs else "",
+    ]
+
+
+def _comparisons(pairs: Sequence[Figures]) -> str:
+    """A line a pair; the spread over runs where any of the methods has several."""
+    by_pair = {f"{one['first']} over {one['second']}": one for one in pairs}
+    spread = any(number(one["spread"]) != "–" for one in pairs)
+    return _by_method(by_pair, _COMPARISON if spread else _COMPARISON[:-1])
+
+
+def _over_runs(figure: Figures) -> str:
+    return f"{interval(figure)} ± {number(figure['spread'])}"

@@ -23,6 +23,7 @@ from duet import (
     Sampling,
     local,
 )
+from duet_train.asked import check_runs, evaluated, names, pairs_of
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.methods import METHODS, Tools
 from duet_train.settings import check_address
@@ -41,12 +42,14 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigurationError("--concurrency must be at least 1, and --ranking not negative")
     if not names(args.methods):
         raise ConfigurationError(f"--methods names none: there are {', '.join(METHODS)}")
-    if missing := sorted(set(names(args.ranking_methods or "")) - set(names(args.methods))):
+    if missing := sorted(set(names(args.ranking_methods or "")) - set(evaluated(args))):
         raise ConfigurationError(f"--ranking-methods has {missing[0]!r}, which --methods has not")
     elsewhere = named_addresses(args.at or ())
-    asked = {name.partition("@")[2] for name in names(args.methods)}
+    asked = {name.partition("@")[2] for name in evaluated(args)}
     if unused := sorted(elsewhere.keys() - asked):
         raise ConfigurationError(f"--at names {unused[0]!r}, which no method of --methods asks")
+    check_runs(args, elsewhere)
+    pairs_of(args)
     extra_body(args)
     if not (args.local or (args.base_url and args.model)):
         raise ConfigurationError(
@@ -61,11 +64,6 @@ def check_options(args: argparse.Namespace) -> None:
     for option, given in (("--transfer-to", args.transfer_to), ("--embedder", args.embedder)):
         if given and given != "minilm":
             address_and_model(given, option)
-
-
-def names(text: str) -> list[str]:
-    """The names in a list with commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def named_addresses(options: Sequence[str]) -> dict[str, tuple[str, str]]:
