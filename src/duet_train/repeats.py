@@ -20,7 +20,7 @@ Figure = Callable[[Rows], float]
 """A figure of one run over a choice of rows."""
 
 
-def repeat_figures(gold: Gold, runs: Mapping[str, Judgement]) -> dict[str, Any]:
+def repeat_figures(gold: Gold, runs: Mapping[str, Judgement], *, resamples: int = 2000) -> dict[str, Any]:
     """The figures of a method of several runs, which differ in their seed alone.
 
     Training from another seed gives another policy. The interval by user says how the mean over these runs would lie
@@ -29,6 +29,7 @@ def repeat_figures(gold: Gold, runs: Mapping[str, Judgement]) -> dict[str, Any]:
     Args:
         gold: What is known of the rows.
         runs: What became of each run, by its own name; two or more.
+        resamples: How many samples of users are drawn.
 
     Returns:
         ``runs``: their names. For each figure of ratings, and ``gain_over_other_users``: ``estimate``, the mean of the
@@ -36,16 +37,17 @@ def repeat_figures(gold: Gold, runs: Mapping[str, Judgement]) -> dict[str, Any]:
         with all their runs; ``spread``, the standard deviation over runs (n − 1); ``by_run``, in the order of the runs.
     """
     return {"runs": list(runs)} | {
-        name: _over_runs([of_run(gold, one) for one in runs.values()], gold.users) for name, of_run in _FIGURES.items()
+        name: _over_runs([of_run(gold, one) for one in runs.values()], gold.users, resamples)
+        for name, of_run in _FIGURES.items()
     }
 
 
-def _over_runs(figures: Sequence[Figure], users: Sequence[str]) -> dict[str, Any]:
+def _over_runs(figures: Sequence[Figure], users: Sequence[str], resamples: int) -> dict[str, Any]:
     def mean(rows: Rows) -> float:
         return sum(figure(rows) for figure in figures) / len(figures)
 
     by_run = [figure(np.arange(len(users))) for figure in figures]
-    found = attrs.asdict(statistic_interval(mean, len(users), users=np.asarray(users)))
+    found = attrs.asdict(statistic_interval(mean, len(users), users=np.asarray(users), resamples=resamples))
     return found | {"spread": float(np.std(by_run, ddof=1)), "by_run": by_run}
 
 
