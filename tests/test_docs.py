@@ -266,7 +266,20 @@ def test_every_public_name_is_on_one_api_page(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["metrics", "ranking_metrics", "profile_metrics", "intervals", "bias", "ease", "negatives", "baselines", "comparing", "predictions", "repeats"]
+    "module",
+    [
+        "metrics",
+        "ranking_metrics",
+        "profile_metrics",
+        "intervals",
+        "bias",
+        "ease",
+        "negatives",
+        "baselines",
+        "comparing",
+        "predictions",
+        "repeats",
+    ],
 )
 def test_every_public_part_of_evaluation_is_on_one_api_page(module: str) -> None:
     """The API pages show every class and function of these modules once."""
