@@ -72,8 +72,8 @@ def read_predictions(directory: Path | str, backend: Backend = "duckdb", *, tran
         raise MissingExtraError(f"{backend} is not installed; install it with: pip install {backend}") from exc
     if backend == "pandas":
         return relation.df()
-    if backend == "polars":
-        return library.DataFrame(relation)
+    if backend == "polars":  # DuckDB's own way to polars needs pyarrow as well
+        return library.read_parquet(path.read_bytes())
     return relation if backend == "duckdb" else relation.to_arrow_table()
 
 
