@@ -22,6 +22,7 @@ from duet_train.asked import MODEL_FREE, pairs_of
 from duet_train.comparing import holm
 from duet_train.evaluate import add_arguments
 from duet_train.predictions import read_predictions
+from duet_train.tables import number
 
 METHODS = ("--methods", "duet@start,duet@trained")
 RUNS = ("--methods", "duet@start", "--repeats", "trained=duet@s1,duet@s3")
@@ -166,6 +167,11 @@ def test_pairs_can_be_picked(ran: Ran, data: Path, tmp_path: Path) -> None:
     assert lines == ["duet@start over duet@trained", "mean over median"]
     pairs = found.results["comparisons"]
     assert [pair["p_holm"] for pair in pairs] == holm([pair["p_value"] for pair in pairs])
+
+
+def test_gain_that_rounds_to_nothing_has_no_sign() -> None:
+    """What rounds to 0 is shown as 0, and not as minus 0."""
+    assert number(-0.0004) == "0.000"
 
 
 # Several runs

@@ -21,7 +21,7 @@ def markdown(results: Figures) -> str:
     if results.get("transfer"):
         suffix = ", before the second recommender"
         parts += _method_tables(results["transfer"], suffix)
-        parts += side_by_side_tables(results["transfer_side_by_side"], suffix)
+        parts += side_by_side_tables(results.get("transfer_side_by_side", {}), suffix)
     if results.get("texts"):
         parts.append("### The texts\n\n" + _by_method(results["texts"], _TEXTS))
     parts += [_ranking(kind, methods) for kind, methods in results.get("ranking", {}).items()]
