@@ -18,6 +18,7 @@ except ModuleNotFoundError as exc:
 from duet._wire import Answer, IteratedAnswer, WireFailure, encode, failure_of, secrets_of
 
 REMEMBERED = 1024  # secrets of earlier requests, whose answers may still be read
+_LOOP_ENDED = "the client belongs to an event loop that has ended: make one for each loop"
 
 
 class OpenAIWire:
@@ -47,11 +48,13 @@ class OpenAIWire:
             return _whole_answer(exc.response.status_code, exc.response.headers, exc.response.content)
         except openai.APIConnectionError as exc:
             self._note(exc.request.headers)
+            if _loop_is_closed(exc.__cause__):  # openai 2 wraps what openai 3 lets through
+                raise WireFailure(_LOOP_ENDED) from exc
             raise failure_of(exc.__cause__ or exc) from exc
         except RuntimeError as exc:
-            if "loop is closed" not in str(exc):
+            if not _loop_is_closed(exc):
                 raise
-            raise WireFailure("the client belongs to an event loop that has ended: make one for each loop") from exc
+            raise WireFailure(_LOOP_ENDED) from exc
         answer = response.http_response
         self._note(answer.request.headers)
         return IteratedAnswer(answer.status_code, answer.headers, answer.aiter_raw(), response.close)
@@ -75,6 +78,10 @@ class OpenAIWire:
         clean = jiter.from_json(encode(body))
         streamed: Any = {"stream": True, "stream_cls": openai.AsyncStream[object]} if body.get("stream") else {}
         return await self._client.post(f"/{path}", cast_to=object, body=clean, options=options, **streamed)
+
+
+def _loop_is_closed(exc: BaseException | None) -> bool:
+    return isinstance(exc, RuntimeError) and "loop is closed" in str(exc)
 
 
 def _without_user(base_url: str) -> str:
