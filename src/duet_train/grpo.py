@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from duet_train.data.prepared import Prepared
 from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
 from duet_train.recommenders import MINILM, TRAINABLE, check_recommender, key, open_envs
 from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
+from duet_train.trainers import save, train_to_the_end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,6 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     from duet_train.models import load_policy, load_tokenizer, prompt_ids
     from duet_train.preflight import Preflight
     from duet_train.rewards import TRLReward
-    from duet_train.trainers import train_to_the_end
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0
@@ -217,19 +216,6 @@ def _trainer_class(settings: Settings) -> Any:
 
         return quiet(server_trainer_class())
     return quiet(GRPOTrainer)
-
-
-def save(trainer: Any, folder: Path) -> None:
-    """The trained weights in safetensors, and nothing that has to be unpickled.
-
-    Args:
-        trainer: Any of TRL's.
-        folder: For an adapter, or for the whole model.
-    """
-    trainer.save_model(str(folder))
-    if trainer.args.process_index == 0:
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(folder / "ref", ignore_errors=True)  # TRL's copy of the adapter that was gone on from
 
 
 def _now() -> str:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from duet import ConfigurationError, Reward
 from duet_train.dataset import Row
+from duet_train.precision import sampling_arithmetic
 from duet_train.rewards import OpenEnvs, TRLReward, malformed
 
 FLAT = 1e-6
@@ -77,7 +78,8 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
         seen = trainer.state.num_input_tokens_seen
         trainer.model.train()
         prompts = [list(row.messages) for row in self._rows for _ in range(generations)]
-        completions = trainer._generate(prompts)[3]
+        with sampling_arithmetic(trainer):
+            completions = trainer._generate(prompts)[3]
         trainer._metrics["train"].clear()
         trainer.state.num_input_tokens_seen = seen
         return [completion[-1]["content"] for completion in completions]

@@ -22,6 +22,7 @@ from duet_train.data.prepared import Prepared
 from duet_train.dataset import columns
 from duet_train.recommenders import check_recommender, open_envs
 from duet_train.settings import Settings, add_training_arguments, option, read, require_training, trl_arguments
+from duet_train.trainers import save
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -171,7 +172,6 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     from duet_train import rlso_phases as phases
     from duet_train.callbacks import CompleteCheckpoints, HeldOut, last_checkpoint, read_lines
     from duet_train.card import start_card, unsupported, write_adapter_card
-    from duet_train.grpo import save
     from duet_train.models import load_policy, load_tokenizer
     from duet_train.preflight import Preflight
     from duet_train.rebel import rebel_trainer, train_until

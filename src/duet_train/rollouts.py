@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from duet import ConfigurationError
+from duet_train.precision import sampling_arithmetic
 
 Ids = list[int]
 
@@ -99,6 +100,7 @@ def _generating(trainer: Any) -> Iterator[Any]:
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as model,
         torch.no_grad(),
+        sampling_arithmetic(trainer),
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
         _without_dropout(model),
     ):
@@ -122,7 +124,7 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     place = {ids: index for index, ids in enumerate(distinct)}
     device = trainer.accelerator.device
     # Without any padding transformers leaves grouped heads to torch, whose half precision on a CPU is slow at that.
-    spare = int(device.type == "cpu" and model.dtype.itemsize < 4)
+    spare = int(device.type == "cpu" and _is_half(model, device))
     ids, mask = _left_padded(distinct, trainer.generation_config.pad_token_id, device, spare)
     memory = _read(model, ids[:, :-1], mask[:, :-1])
     rows = ids.new_tensor([place[tuple(prompt)] for prompt in prompts])
@@ -137,6 +139,12 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     )
     ends = frozenset(trainer.eos_token_ids)
     return [_cut(row, ends) for row in made[:, ids.shape[1] :].tolist()]
+
+
+def _is_half(model: Any, device: Any) -> bool:
+    import torch
+
+    return bool(model.dtype.itemsize < 4 or torch.is_autocast_enabled(device.type))
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any, spare: int) -> tuple[Any, Any]:
@@ -203,7 +211,11 @@ def _memory(config: Any) -> Any:
 
 @cache
 def _roomy_layer() -> type[Any]:
-    """A layer that writes new keys and values behind the old ones, where transformers' own copies all at each token."""
+    """A layer that writes new keys and values behind the old ones, where transformers' own copies all at each token.
+
+    Under autocast it holds them rounded: attention would round all of them at each token.
+    """
+    import torch
     from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -214,6 +226,9 @@ def _roomy_layer() -> type[Any]:
         value_room: Any = None
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            if torch.is_autocast_enabled(kind := key_states.device.type):
+                half = torch.get_autocast_dtype(kind)
+                key_states, value_states = key_states.to(half), value_states.to(half)
             if not self.is_initialized:
                 return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
             self.key_room, self.keys = _append(self.key_room, self.keys, key_states)
