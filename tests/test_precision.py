@@ -12,6 +12,7 @@ from evaluations import prepared
 from tiny import tiny_folder, tiny_model, tiny_tokenizer
 from tunings import SHAPE, WARNINGS, history, words
 
+from duet import Message
 from duet_train.__main__ import main
 from duet_train.rollouts import SharedPrefixRollout
 
@@ -22,7 +23,7 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.filterwarnings(WARNINGS), pytest.mark.usefixtures("quiet_training")]
 
 SMALL = 3e-7
-ASKED = [{"role": "user", "content": "Who?"}]
+ASKED: list[Message] = [{"role": "user", "content": "Who?"}]
 VERBS = ("sft", "dpo", "grpo", "rlso")
 
 
@@ -45,7 +46,7 @@ def make_trainer(bfloat16_folder: Path, tmp_path: Path) -> Callable[..., Any]:
 def build_trainer(verb: str, policy: Path, folder: Path, *, unfrozen_layers: int = 0, **options: Any) -> Any:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
-    from trl import DPOConfig, GRPOConfig, SFTConfig
+    from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
     from duet_train import dpo, grpo
     from duet_train.rebel import rebel_trainer
@@ -71,20 +72,17 @@ def build_trainer(verb: str, policy: Path, folder: Path, *, unfrozen_layers: int
     }
     extra: dict[str, Any] = {"peft_config": options.pop("peft_config", None)}
     ids = [list(b"a"), list(b"bc"), list(b"def"), list(b"g")]
+    columns: dict[str, Any] = {"prompt": [ASKED] * 8}
+    make: Any
+    config: Any = GRPOConfig
     if verb == "sft":
-        from trl import SFTTrainer
-
-        columns = {
-            "input_ids": [[65, 66, *one] for one in ids],
-            "completion_mask": [[0, 0, *[1] * len(i)] for i in ids],
-        }
+        masks = [[0, 0, *[1] * len(one)] for one in ids]
+        columns = {"input_ids": [[65, 66, *one] for one in ids], "completion_mask": masks}
         make, config = quiet(SFTTrainer), SFTConfig
     elif verb == "dpo":
         columns = {"prompt_ids": [[65]] * 4, "chosen_ids": ids, "rejected_ids": [list(b"xyz")] * 4}
         make, config = dpo._trainer_class(), DPOConfig
     else:
-        columns = {"prompt": [ASKED] * 8}
-        config = GRPOConfig
         plain |= {"max_completion_length": 8, "num_generations": 2, "beta": 0.1}
         extra |= {"reward_funcs": letters, "rollout_func": SharedPrefixRollout()}
         make = rebel_trainer if verb == "rlso" else grpo._trainer_class(Settings())
@@ -178,7 +176,7 @@ def test_sampling_before_the_first_step_computes_alike(
 
     trainer = make_trainer("rlso", bf16=bf16, unfrozen_layers=1)
     SharedPrefixRollout()([ASKED], trainer)
-    greedy(trainer, tiny_tokenizer(), [ASKED], max_new_tokens=2)  # type: ignore[list-item]
+    greedy(trainer, tiny_tokenizer(), [ASKED], max_new_tokens=2)
     assert set(products) == {torch.bfloat16 if bf16 else torch.float32}
 
 
@@ -196,8 +194,7 @@ def test_reference_is_the_policy_at_the_start(
     finally:
         (bfloat16_folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     policy, reference = (dict(model.named_parameters()) for model in (trainer.model, trainer.ref_model))
-    for name in policy.keys() - policy.keys() & reference.keys():
-        raise AssertionError(name)
+    assert policy.keys() == reference.keys()
     with torch.no_grad():
         for name, weights in reference.items():
             weights.copy_(policy[name])

@@ -23,9 +23,9 @@ def pretend_gpus() -> None:
 
 def watch_saving() -> None:
     """Beside the run directory each process notes what weights it has at the end."""
-    from duet_train import grpo
+    from duet_train import trainers
 
-    save = grpo.save
+    save = trainers.save
 
     def watched(trainer: Any, folder: Path) -> None:
         save(trainer, folder)
@@ -34,7 +34,7 @@ def watch_saving() -> None:
         note = folder.parent.with_suffix(f".{trainer.args.process_index}")
         note.write_text(f"{len(learnt)} {digest.hexdigest()}", encoding="utf-8")
 
-    grpo.save = watched
+    trainers.save = watched
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from duet_train.data.prepared import Prepared
 from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
 from duet_train.recommenders import MINILM, TRAINABLE, check_recommender, key, open_envs
 from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
-from duet_train.trainers import save, train_to_the_end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +88,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     from duet_train.models import load_policy, load_tokenizer, prompt_ids
     from duet_train.preflight import Preflight
     from duet_train.rewards import TRLReward
+    from duet_train.trainers import save, train_to_the_end
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0

@@ -80,9 +80,8 @@ def _match(reference: Any, trainer: Any) -> None:
     Autocast rounds the weights of linear layers by itself, so these may stay as they were loaded, for half the memory.
     Not so where the reference follows the policy: its steps would be rounded away like those of the policy.
     """
-    may_stay = (
-        set(_linear(reference)) if _is_mixed(trainer) and not getattr(trainer.args, "sync_ref_model", False) else set()
-    )
+    follows = getattr(trainer.args, "sync_ref_model", False)
+    may_stay = set(_linear(reference)) if _is_mixed(trainer) and not follows else set()
     trained = {name for name, weights in trainer.model.named_parameters() if not _is_half(weights)}
     for name, weights in reference.named_parameters():
         if name in trained and id(weights) not in may_stay:

@@ -22,7 +22,6 @@ from duet_train.data.prepared import Prepared
 from duet_train.dataset import columns
 from duet_train.recommenders import check_recommender, open_envs
 from duet_train.settings import Settings, add_training_arguments, option, read, require_training, trl_arguments
-from duet_train.trainers import save
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -177,6 +176,7 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     from duet_train.rebel import rebel_trainer, train_until
     from duet_train.rewards import TRLReward
     from duet_train.rollouts import SharedPrefixRollout
+    from duet_train.trainers import save
 
     folder, seed = Path(training_args.output_dir), training_args.seed
     phases.check_same_run(folder, settings, training_args)
