@@ -30,7 +30,7 @@ def watch_saving() -> None:
     def watched(trainer: Any, folder: Path) -> None:
         save(trainer, folder)
         learnt = [weights.detach() for weights in trainer.model.parameters() if weights.requires_grad]
-        digest = hashlib.sha256(b"".join(weights.numpy().tobytes() for weights in learnt))
+        digest = hashlib.sha256(b"".join(weights.float().numpy().tobytes() for weights in learnt))
         note = folder.parent.with_suffix(f".{trainer.args.process_index}")
         note.write_text(f"{len(learnt)} {digest.hexdigest()}", encoding="utf-8")
 

@@ -52,7 +52,7 @@ def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tupl
     from trl import GRPOConfig, ModelConfig
 
     from duet_train.models import check_adapter, check_model
-    from duet_train.preflight import check_cycle
+    from duet_train.preflight import check_cycle, check_groups
     from duet_train.server_rollouts import check_arguments
 
     served = settings.rollouts == "server"
@@ -70,6 +70,7 @@ def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tupl
     check_model(model_args)
     check_adapter(settings.adapter, model_args)
     check_cycle(training_args)
+    check_groups(settings, training_args)
     training_args.remove_unused_columns = False
     return training_args, model_args
 
