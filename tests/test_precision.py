@@ -216,19 +216,20 @@ def test_reference_takes_half_the_memory(make_trainer: Callable[..., Any]) -> No
 # What is written
 
 
-def test_saved_model_is_in_the_dtype_it_was_loaded_in(
-    bfloat16_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """A run leaves its model in bfloat16, as its configuration says, and keeps every bit in its checkpoints."""
+@pytest.mark.parametrize("bf16", [True, False])
+def test_saved_model_is_in_the_dtype_it_computes_in(bfloat16_folder: Path, tmp_path: Path, bf16: bool) -> None:
+    """A run keeps every bit in its checkpoints, and leaves the model in bfloat16 where it computed so."""
     from safetensors.torch import load_file
 
-    run = _sft(tmp_path_factory.mktemp("sft"), bfloat16_folder, "--max_steps", "2")
+    expected = torch.bfloat16 if bf16 else torch.float32
+    run = _sft(tmp_path, bfloat16_folder, "--max_steps", "2", "--bf16", str(bf16))
     assert {one.dtype for one in load_file(run / "checkpoint-2" / "model.safetensors").values()} == {torch.float32}
     saved = load_file(run / "model" / "model.safetensors")
-    assert {one.dtype for one in saved.values()} == {torch.bfloat16}
-    assert json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+    assert {one.dtype for one in saved.values()} == {expected}
+    config = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == str(expected).removeprefix("torch.")
     for name, weights in load_file(run / "checkpoint-2" / "model.safetensors").items():
-        assert torch.equal(saved[name], weights.to(torch.bfloat16))
+        assert torch.equal(saved[name], weights.to(expected))
 
 
 def _sft(folder: Path, policy: Path, *more: str) -> Path:

@@ -17,7 +17,9 @@ def pretend_gpus() -> None:
     """Processes of one machine that talk by gloo, and count as GPUs."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     from accelerate.state import DistributedType, PartialState
+    from transformers import training_args
 
+    training_args.is_torch_bf16_gpu_available = lambda: True
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 

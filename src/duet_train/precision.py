@@ -44,14 +44,16 @@ def hold_in_float32(trainer: Any) -> dict[str, Any]:
 
 
 def as_loaded(trainer: Any, dtypes: dict[str, Any]) -> None:
-    """Give a model that was trained whole its dtype back, to be saved in; adapters stay float32.
+    """Give a model back the dtype that its arithmetic rounded to, to be saved in.
+
+    Adapters stay float32, and so does a model that computed in float32: what is saved is what was measured.
 
     Args:
         trainer: At the end of its training.
         dtypes: What `hold_in_float32` returned.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if _has_adapters(model):
+    if _has_adapters(model) or not _is_mixed(trainer):
         return
     for name, weights in model.named_parameters():
         if name in dtypes:

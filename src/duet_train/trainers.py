@@ -61,7 +61,7 @@ def train_to_the_end(trainer: Any, checkpoint: Path | None) -> None:
 
 
 def save(trainer: Any, folder: Path) -> None:
-    """The trained weights in safetensors, in the dtype they were loaded in, and nothing that has to be unpickled.
+    """The trained weights in safetensors, in the dtype they compute in, and nothing that has to be unpickled.
 
     Args:
         trainer: Of `quiet`, at the end of its training.
