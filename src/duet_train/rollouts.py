@@ -124,7 +124,7 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     place = {ids: index for index, ids in enumerate(distinct)}
     device = trainer.accelerator.device
     # Without any padding transformers leaves grouped heads to torch, whose half precision on a CPU is slow at that.
-    spare = int(device.type == "cpu" and _is_half(model, device))
+    spare = int(device.type == "cpu" and model.dtype.itemsize < 4)
     ids, mask = _left_padded(distinct, trainer.generation_config.pad_token_id, device, spare)
     memory = _read(model, ids[:, :-1], mask[:, :-1])
     rows = ids.new_tensor([place[tuple(prompt)] for prompt in prompts])
@@ -139,12 +139,6 @@ def _complete(model: Any, prompts: Sequence[Ids], trainer: Any) -> list[Ids]:
     )
     ends = frozenset(trainer.eos_token_ids)
     return [_cut(row, ends) for row in made[:, ids.shape[1] :].tolist()]
-
-
-def _is_half(model: Any, device: Any) -> bool:
-    import torch
-
-    return bool(model.dtype.itemsize < 4 or torch.is_autocast_enabled(device.type))
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: Any, spare: int) -> tuple[Any, Any]:
