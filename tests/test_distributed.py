@@ -52,11 +52,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 def launch(ground: Ground) -> Callable[..., int]:
     """Run ``grpo`` in two processes; how many ratings the recommender was asked for."""
 
-    def run(folder: Path, *arguments: str, gpus: bool = False) -> int:
+    def run(folder: Path, *arguments: str, gpus: bool = False, fails: bool = False, **more: object) -> int:
         here = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         here |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | ({"PRETEND_GPUS": "1"} if gpus else {})
-        options = OPTIONS | ({"use_cpu": "false"} if gpus else {})
+        options = OPTIONS | ({"use_cpu": "false"} if gpus else {}) | more
         shape = ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
         launcher = [sys.executable, "-m", "accelerate.commands.launch", *arguments, *shape]
         with recommender_server().run_in_thread() as server:
@@ -65,7 +65,8 @@ def launch(ground: Ground) -> Callable[..., int]:
             done = subprocess.run(  # noqa: S603 - our own interpreter
                 [*launcher, "-m", "two_processes", *words], env=os.environ | here, capture_output=True, text=True
             )
-            assert done.returncode == 0, done.stderr
+            assert (done.returncode != 0) == fails, done.stderr
+            print(done.stderr)
             return len(server.requests)
 
     return run
@@ -143,6 +144,71 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
     tensors: dict[str, Any] = load_file(folder / "adapter" / "adapter_model.safetensors")
     return tensors
+
+
+# Rewards that compare completions, and weights in bfloat16
+
+ALIKE: dict[str, object] = {
+    "rewards": "contrastive=1",
+    "num_generations": 8,
+    "temperature": 0.5,
+    "use_peft": "false",
+    "dtype": "bfloat16",
+    "bf16": "true",
+    "learning_rate": 3e-7,
+}
+PLAIN = ("--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
+
+
+@pytest.fixture(scope="module")
+def compared(launch: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in bfloat16 of two processes with two groups each, whose completions are compared with each other."""
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    launch(folder, *PLAIN, **ALIKE, per_device_train_batch_size=16)
+    return folder
+
+
+def test_equal_completions_of_a_group_earn_the_same(compared: Path) -> None:
+    """In a step each completion of an example has one reward, however often it was written."""
+    written = lines(compared / "completions.jsonl")
+    earned: dict[tuple[object, ...], set[float]] = {}
+    for line in written:
+        earned.setdefault((line["step"], line["example"], line["completion"]), set()).add(line["reward"])
+    assert len(earned) < len(written) == STEPS * 32
+    assert {len(rewards) for rewards in earned.values()} == {1}
+
+
+@pytest.mark.parametrize("rewards", ["contrastive=1", "rating=1,contrastive=0.5"])
+def test_group_across_processes_is_refused(
+    launch: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], rewards: str
+) -> None:
+    """Where a process would compare half a group, the run ends before it starts and says what to change."""
+    launch(tmp_path / "run", *PLAIN, fails=True, **ALIKE | {"rewards": rewards}, per_device_train_batch_size=4)
+    assert "must be a multiple of num_generations = 8, got 4 × 1" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "card.json").exists()
+
+
+def test_small_updates_in_bfloat16_are_kept(ground: Ground, compared: Path) -> None:
+    """Two processes that load their weights in bfloat16 change nearly all of them at a learning rate of 3e-7."""
+    assert _changed(ground.policy, compared / f"checkpoint-{STEPS}") > 0.98
+    notes = [compared.with_suffix(f".{process}").read_text(encoding="utf-8") for process in (0, 1)]
+    assert notes[0] == notes[1]
+
+
+def test_small_updates_of_sharded_weights_are_kept(launch: Callable[..., int], ground: Ground, tmp_path: Path) -> None:
+    """FSDP holds float32 weights of its own: small updates are kept there too."""
+    options = ALIKE | {"rewards": "rating", "per_device_train_batch_size": 16}
+    launch(tmp_path / "run", "--config_file", str(CONFIGS / "accelerate" / "fsdp.yaml"), gpus=True, **options)
+    assert _changed(ground.policy, tmp_path / "run" / "model") > 0.98
+
+
+def _changed(before: Path, after: Path) -> float:
+    """The share of weights that differ from those of the start, rounded to bfloat16 as they were loaded."""
+    from safetensors.torch import load_file
+
+    start, end = (load_file(folder / "model.safetensors") for folder in (before, after))
+    changed = [(end[name].float() != weights.to(torch.bfloat16).float()).flatten() for name, weights in start.items()]
+    return float(torch.cat(changed).float().mean())
 
 
 # The shipped configurations

@@ -396,8 +396,8 @@ def test_seconds_are_those_of_the_last_call(make_trainer: MakeTrainer) -> None:
     assert 0 < rollout.seconds <= time.perf_counter() - started
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_training_is_that_of_trl(make_trainer: MakeTrainer, mixed: bool) -> None:
+@pytest.mark.parametrize(("mixed", "adapter"), [(False, None), (True, {"r": 4}), (True, None)])
+def test_training_is_that_of_trl(make_trainer: MakeTrainer, mixed: bool, adapter: dict[str, Any] | None) -> None:
     """Two steps and measurements with another number of completions end with the same weights, to the last bit.
 
     With an adapter and mixed precision TRL samples in float32 all the same.
@@ -406,7 +406,7 @@ def test_training_is_that_of_trl(make_trainer: MakeTrainer, mixed: bool) -> None
     for rollout in (None, SharedPrefixRollout()):
         options = {"max_steps": 2, "learning_rate": 0.01, "eval_strategy": "steps", "eval_steps": 1, "seed": 3}
         options |= {"num_generations_eval": 3, "per_device_eval_batch_size": 3, "logging_steps": 1}
-        options |= {"bf16": True, "adapter": {"r": 4}} if mixed else {}
+        options |= {"bf16": mixed, "adapter": adapter}
         trainer = make_trainer(rollout_func=rollout, eval_dataset=rows(), **options)
         trainer.train()
         logged = [{key: one.get(key) for key in ("reward", "eval_reward", "loss")} for one in trainer.state.log_history]

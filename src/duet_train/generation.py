@@ -8,6 +8,7 @@ from typing import Any
 
 from duet import Message
 from duet_train.models import prompt_ids
+from duet_train.precision import sampling_arithmetic
 
 BATCH = 8
 
@@ -76,7 +77,7 @@ def _model(trainer: Any) -> Iterator[Any]:
     whole = distribution.summon_full_params(trainer.model_wrapped, recurse=False) if distribution else nullcontext()
     training = trainer.model.training
     opened = unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator)
-    with torch.no_grad(), whole, opened as model:
+    with torch.no_grad(), sampling_arithmetic(trainer), whole, opened as model:
         model.eval()
         try:
             yield model

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +52,7 @@ def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tupl
     from trl import GRPOConfig, ModelConfig
 
     from duet_train.models import check_adapter, check_model
-    from duet_train.preflight import check_cycle
+    from duet_train.preflight import check_cycle, check_groups
     from duet_train.server_rollouts import check_arguments
 
     served = settings.rollouts == "server"
@@ -71,6 +70,7 @@ def arguments(settings: Settings, keys: dict[str, Any], argv: list[str]) -> tupl
     check_model(model_args)
     check_adapter(settings.adapter, model_args)
     check_cycle(training_args)
+    check_groups(settings, training_args)
     training_args.remove_unused_columns = False
     return training_args, model_args
 
@@ -89,7 +89,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
     from duet_train.models import load_policy, load_tokenizer, prompt_ids
     from duet_train.preflight import Preflight
     from duet_train.rewards import TRLReward
-    from duet_train.trainers import train_to_the_end
+    from duet_train.trainers import save, train_to_the_end
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0
@@ -217,19 +217,6 @@ def _trainer_class(settings: Settings) -> Any:
 
         return quiet(server_trainer_class())
     return quiet(GRPOTrainer)
-
-
-def save(trainer: Any, folder: Path) -> None:
-    """The trained weights in safetensors, and nothing that has to be unpickled.
-
-    Args:
-        trainer: Any of TRL's.
-        folder: For an adapter, or for the whole model.
-    """
-    trainer.save_model(str(folder))
-    if trainer.args.process_index == 0:
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(folder / "ref", ignore_errors=True)  # TRL's copy of the adapter that was gone on from
 
 
 def _now() -> str:

@@ -15,7 +15,10 @@ from transformers import TrainerCallback
 
 from duet import ConfigurationError, Reward
 from duet_train.dataset import Row
+from duet_train.precision import sampling_arithmetic
+from duet_train.recommenders import IN_BATCH, TRAINABLE
 from duet_train.rewards import OpenEnvs, TRLReward, malformed
+from duet_train.settings import Settings
 
 FLAT = 1e-6
 
@@ -77,7 +80,8 @@ class Preflight(TrainerCallback):  # type: ignore[misc]
         seen = trainer.state.num_input_tokens_seen
         trainer.model.train()
         prompts = [list(row.messages) for row in self._rows for _ in range(generations)]
-        completions = trainer._generate(prompts)[3]
+        with sampling_arithmetic(trainer):
+            completions = trainer._generate(prompts)[3]
         trainer._metrics["train"].clear()
         trainer.state.num_input_tokens_seen = seen
         return [completion[-1]["content"] for completion in completions]
@@ -139,6 +143,36 @@ def _same_chance() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(numbers)
+
+
+def check_groups(settings: Settings, training_args: Any) -> None:
+    """Equal completions of one group must earn the same, whichever process scores them.
+
+    Each process scores its own completions, so what a reward is compared with has to lie there.
+
+    Args:
+        settings: With rewards and embedder.
+        training_args: TRL's GRPOConfig.
+
+    Raises:
+        ConfigurationError: A term compares completions within the batch, and groups span processes; or each process
+            would train an embedder of its own.
+    """
+    if training_args.world_size == 1:
+        return
+    if settings.embedder.partition(":")[0] == TRAINABLE:
+        raise ConfigurationError(
+            "embedder: trainable needs one process, as each would train another embedder and reward by it: "
+            "take a frozen one (minilm, or URL,MODEL), or leave out accelerate launch"
+        )
+    each, steps = training_args.per_device_train_batch_size, training_args.steps_per_generation
+    group = training_args.num_generations
+    for term in sorted(settings.terms.keys() & IN_BATCH) if each * steps % group else ():
+        raise ConfigurationError(
+            f"rewards: {term} compares the completions of one process, so each process must hold whole groups: "
+            f"per_device_train_batch_size × steps_per_generation must be a multiple of num_generations = {group}, "
+            f"got {each} × {steps}"
+        )
 
 
 def check_cycle(training_args: Any) -> None:

@@ -38,6 +38,8 @@ from duet_train.tools import address_and_model
 LOCAL, HEAD = "local", "head:"
 MINILM, TRAINABLE = "minilm", "trainable"
 TERMS = ("rating", "sentiment", "length", "leakage", "next_item", "contrastive", "catalogue")
+IN_BATCH = frozenset({"contrastive"})
+"""Those whose score depends on the other completions of the batch."""
 
 
 def check_recommender(settings: Settings) -> None:

@@ -171,12 +171,12 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
     from duet_train import rlso_phases as phases
     from duet_train.callbacks import CompleteCheckpoints, HeldOut, last_checkpoint, read_lines
     from duet_train.card import start_card, unsupported, write_adapter_card
-    from duet_train.grpo import save
     from duet_train.models import load_policy, load_tokenizer
     from duet_train.preflight import Preflight
     from duet_train.rebel import rebel_trainer, train_until
     from duet_train.rewards import TRLReward
     from duet_train.rollouts import SharedPrefixRollout
+    from duet_train.trainers import save
 
     folder, seed = Path(training_args.output_dir), training_args.seed
     phases.check_same_run(folder, settings, training_args)

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from duet import ConfigurationError
+from duet_train.precision import sampling_arithmetic
 
 Ids = list[int]
 
@@ -99,6 +100,7 @@ def _generating(trainer: Any) -> Iterator[Any]:
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         ) as model,
         torch.no_grad(),
+        sampling_arithmetic(trainer),
         trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False),
         _without_dropout(model),
     ):
@@ -203,7 +205,11 @@ def _memory(config: Any) -> Any:
 
 @cache
 def _roomy_layer() -> type[Any]:
-    """A layer that writes new keys and values behind the old ones, where transformers' own copies all at each token."""
+    """A layer that writes new keys and values behind the old ones, where transformers' own copies all at each token.
+
+    Under autocast it holds them rounded: attention would round all of them at each token.
+    """
+    import torch
     from transformers.cache_utils import DynamicLayer
 
     class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -214,6 +220,9 @@ def _roomy_layer() -> type[Any]:
         value_room: Any = None
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+            if torch.is_autocast_enabled(kind := key_states.device.type):
+                half = torch.get_autocast_dtype(kind)
+                key_states, value_states = key_states.to(half), value_states.to(half)
             if not self.is_initialized:
                 return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
             self.key_room, self.keys = _append(self.key_room, self.keys, key_states)

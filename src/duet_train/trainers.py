@@ -1,12 +1,18 @@
-"""TRL's trainers, kept quiet: nothing is reported of their use, and the model card is this project's own."""
+"""TRL's trainers, kept quiet and exact.
+
+Nothing is reported of their use, the model card is this project's own, and what is trained is held in float32.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from duet_train.precision import as_loaded, hold_in_float32
 
 
 class Quiet:
@@ -19,6 +25,7 @@ class Quiet:
         from transformers import PrinterCallback, ProgressCallback
 
         super().__init__(*args, **kwargs)
+        self.loaded_dtypes = hold_in_float32(self)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)  # type: ignore[attr-defined]
 
@@ -27,7 +34,7 @@ class Quiet:
 
 
 def quiet(trainer: type[Any]) -> type[Any]:
-    """The same trainer, quiet.
+    """The same trainer, quiet, with what it trains in float32.
 
     Args:
         trainer: A class of TRL's.
@@ -51,6 +58,20 @@ def train_to_the_end(trainer: Any, checkpoint: Path | None) -> None:
             trainer.state.global_step = state["global_step"]
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def save(trainer: Any, folder: Path) -> None:
+    """The trained weights in safetensors, in the dtype they compute in, and nothing that has to be unpickled.
+
+    Args:
+        trainer: Of `quiet`, at the end of its training.
+        folder: For an adapter, or for the whole model.
+    """
+    as_loaded(trainer, trainer.loaded_dtypes)
+    trainer.save_model(str(folder))
+    if trainer.args.process_index == 0:
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        shutil.rmtree(folder / "ref", ignore_errors=True)  # TRL's copy of the adapter that was gone on from
 
 
 SHOWN = {

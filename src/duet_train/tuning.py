@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -133,15 +132,13 @@ def train_and_save(trainer: Any, card: Card) -> Path:
     """
     from duet_train.callbacks import last_checkpoint
     from duet_train.card import write_adapter_card
-    from duet_train.trainers import train_to_the_end
+    from duet_train.trainers import save, train_to_the_end
 
     run = Path(trainer.args.output_dir)
     train_to_the_end(trainer, last_checkpoint(run))
     folder = run / ("adapter" if card.values["model"]["use_peft"] else "model")
-    trainer.save_model(str(folder))
+    save(trainer, folder)
     if trainer.args.process_index == 0:
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        shutil.rmtree(folder / "ref", ignore_errors=True)  # DPO's reference, where it went on from an adapter
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         card.update(status="finished", finished=finished, steps=trainer.state.global_step)
         write_adapter_card(folder, card)
