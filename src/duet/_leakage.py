@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -18,17 +19,14 @@ _CLAUSE_END = (
     r"(?=\s*(?:[,;:!?)}\]<\"'”’›]|\.(?!\d)|$|\bstars?\b|\b(?:out\s+)?of\s+\d"
     r"|\b(?:or|and|to|at|on\s+average|overall)\b))"
 )
-_STATED = [
-    re.compile(pattern, re.I | re.M)
-    for pattern in (
-        rf"{_N}\s*(?:/|out\s+of)\s*(?P<of>\d+)(?![\d/])",
-        rf"{_N}[\s-]stars?\b(?![\s-]*(?:crossed|of|hotel|restaurant))",
-        rf"\b(?:rat(?:e|es|ed|ing|ings)|predict(?:s|ed|ion|ions)?|answers?|answered|assistant)\b[^.;!?\d]{{0,30}}?{_N}s?\b{_CLAUSE_END}",
-        rf"\b(?:gives?|gave|given|giving|deserves?|earns?|scores?|scoring|solid|mostly|averag(?:e|es|ing))\s(?:\w+\s){{0,2}}?{_N}s?\b{_CLAUSE_END}",
-        rf"(?P<n>(?<![\d.,$€£])\d[.,]\d{{1,2}})\b{_CLAUSE_END}",
-        r"(?<![\d.,])\b(?P<n>\d{1,3})(?:[\s,]+(?P=n)\b){2}",
-    )
-]
+_STATED = (
+    rf"{_N}\s*(?:/|out\s+of)\s*(?P<of>\d+)(?![\d/])",
+    rf"{_N}[\s-]stars?\b(?![\s-]*(?:crossed|of|hotel|restaurant))",
+    rf"\b(?:rat(?:e|es|ed|ing|ings)|predict(?:s|ed|ion|ions)?|answers?|answered|assistant)\b[^.;!?\d]{{0,30}}?{_N}s?\b{_CLAUSE_END}",
+    rf"\b(?:gives?|gave|given|giving|deserves?|earns?|scores?|scoring|solid|mostly|averag(?:e|es|ing))\s(?:\w+\s){{0,2}}?{_N}s?\b{_CLAUSE_END}",
+    rf"(?P<n>(?<![\d.,$€£])\d[.,]\d{{1,2}})\b{_CLAUSE_END}",
+    r"(?<![\d.,])\b(?P<n>\d{1,3})(?:[\s,]+(?P=n)\b){2}",
+)
 _NUMBER = re.compile(r"(?<![A-Za-z\d.,])(?P<n>\d{1,3}(?:[.,]\d{1,2})?)(?![A-Za-z]|[.,]?\d)")
 _STARS = re.compile("[★⭐]")
 
@@ -68,9 +66,15 @@ class LeakageReward:
         ]
 
     def _states_rating(self, text: str, scale: RatingScale) -> bool:
-        patterns = [*_STATED, _NUMBER] if self.any_number else _STATED
+        patterns = [*_stated(), _NUMBER] if self.any_number else _stated()
         matches = (match for pattern in patterns for match in pattern.finditer(text))
         return _STARS.search(text) is not None or any(_is_rating(match, scale) for match in matches)
+
+
+@functools.cache
+def _stated() -> list[re.Pattern[str]]:
+    # Compiling them takes longer than importing all the rest of the rewards, so it waits for the first use.
+    return [re.compile(pattern, re.I | re.M) for pattern in _STATED]
 
 
 def _is_rating(match: re.Match[str], scale: RatingScale) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import threading
@@ -258,6 +257,8 @@ class Ledger:
 
 def digest_of(messages: Sequence[Message], model: str, sampling: Sampling, schema: ProfileSchema | None) -> str:
     """SHA-256, in hex, of everything that determines a generation: prompt, model or adapter, sampling, schema."""
+    import hashlib  # loads OpenSSL, and only ledgers need it
+
     key = {
         "messages": list(messages),
         "model": model,

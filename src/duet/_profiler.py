@@ -6,8 +6,8 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Self
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self
 
 import attrs
 from anyio.lowlevel import checkpoint
@@ -92,7 +92,7 @@ class JointProfiler:
             item: With the evidence to go by.
             cues: Cues to build on instead of writing new ones.
         """
-        return self._stream(self._job(user, item, cues), cues)
+        return _Streaming(self._endpoint, self._ledger, self._job(user, item, cues), cues)
 
     def profile_many(
         self, pairs: Iterable[Pair] | AsyncIterable[Pair], *, concurrency: int = 32
@@ -142,22 +142,6 @@ class JointProfiler:
         if cues is not None:  # they may be made from rows that the prompt does not show
             users |= subjects(self._ledger, user, item)
         return _Job(self._prompt.render(user, item, cues=cues), sampling, schema, users)
-
-    @asynccontextmanager
-    async def _stream(self, job: _Job, cues: Cues | None) -> AsyncIterator[ProfileStream]:
-        ledger, model = self._ledger, self._endpoint.model
-        digest = "" if ledger is None else digest_of(job.messages, model, job.sampling, job.schema)
-        kept = None if ledger is None else await ledger.get(digest)
-        if kept is not None:
-            yield ProfileStream(_Replay(kept), job.schema, cues, None)
-            return
-
-        async def keep(completion: Completion) -> None:
-            if ledger is not None:
-                await ledger.put(digest, completion, model=model, messages=job.messages, users=job.users)
-
-        async with self._endpoint.stream(job.messages, job.sampling) as deltas:
-            yield ProfileStream(deltas, job.schema, cues, keep)
 
 
 class ProfileStream:
@@ -241,6 +225,31 @@ class _Job:
     sampling: Sampling
     schema: ProfileSchema
     users: frozenset[str]
+
+
+class _Streaming(AbstractAsyncContextManager[ProfileStream]):
+    """A block around the events of one profile; no `asynccontextmanager`, for the same reason as in the endpoint."""
+
+    def __init__(self, endpoint: Endpoint, ledger: Ledger | None, job: _Job, cues: Cues | None) -> None:
+        self._endpoint, self._ledger, self._job, self._cues = endpoint, ledger, job, cues
+        self._asked: AbstractAsyncContextManager[AsyncIterator[TextDelta | GenerationEnd]] | None = None
+
+    async def __aenter__(self) -> ProfileStream:
+        job, ledger, model = self._job, self._ledger, self._endpoint.model
+        digest = "" if ledger is None else digest_of(job.messages, model, job.sampling, job.schema)
+        kept = None if ledger is None else await ledger.get(digest)
+        if kept is not None:
+            return ProfileStream(_Replay(kept), job.schema, self._cues, None)
+
+        async def keep(completion: Completion) -> None:
+            if ledger is not None:
+                await ledger.put(digest, completion, model=model, messages=job.messages, users=job.users)
+
+        self._asked = self._endpoint.stream(job.messages, job.sampling)
+        return ProfileStream(await self._asked.__aenter__(), job.schema, self._cues, keep)
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        return None if self._asked is None else await self._asked.__aexit__(*exc_info)
 
 
 class _Replay:
