@@ -21,7 +21,7 @@ from wires import endpoint_at
 from duet import Deadlines, EndpointUnavailable, Item, JointProfile, JointProfiler, User
 from duet.testing import FakeServer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks"), pytest.mark.faults, pytest.mark.serial]
 
 GRACE = 0.25
 PAIRS = [(User(f"u{number}"), Item(f"i{number}")) for number in range(3)]
