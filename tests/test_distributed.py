@@ -155,6 +155,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.train
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_sharded_weights_learn_the_same(
     launch: Callable[..., int], finished: tuple[Path, int], tmp_path: Path, path: Path

@@ -98,8 +98,14 @@ def killed_after(step: int, words: list[str], run: Path) -> int:
 @pytest.mark.serial
 @pytest.mark.parametrize(
     "updates",
-    [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2}],
-    ids=["one-update", "four-updates"],
+    [
+        pytest.param({}, id="one-update"),
+        pytest.param(
+            {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2},
+            id="four-updates",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_killed_run_goes_on_as_if_nothing_had_been(
     ground: Ground, reader: str, tmp_path: Path, updates: dict[str, object]

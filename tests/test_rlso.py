@@ -627,7 +627,6 @@ def test_killed_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: P
 
 @pytest.mark.train
 @pytest.mark.faults
-@pytest.mark.serial
 @pytest.mark.timeout(300)
 def test_interrupted_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: Path, tmp_path: Path) -> None:
     """A run interrupted in the middle of the policy's first phase comes to the same, too."""
