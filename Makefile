@@ -12,13 +12,18 @@ UV := .venv-lock/bin/uv
 LOCK = $(UV) pip compile --quiet --python-version 3.11 --constraint constraints-cpu.txt \
 	--extra openai --extra local --extra evaluate --extra minilm --extra train --group test pyproject.toml
 
-.PHONY: demo test test-newest test-lowest test-duet lint docs bench reliability lock clean
+.PHONY: demo test test-slow test-newest test-lowest test-duet lint docs bench reliability lock clean
 
 demo: $(VENV)/local
 	$(BIN)/python -m duet demo
 
+# A file's tests stay in one process, for what they share. A test takes longer where others run beside it, hence the timeout.
 test: $(VENV)/test $(VENV)/evaluate $(VENV)/local $(VENV)/train
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 180 -m "not serial and not slow" $(PYTEST)
+	$(BIN)/python -m pytest -m "serial and not slow" $(PYTEST)
+
+test-slow: $(VENV)/test $(VENV)/evaluate $(VENV)/local $(VENV)/train
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 # The newest release of everything but torch. What others deprecate is printed; it is not yet a failure.
 test-newest:

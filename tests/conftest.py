@@ -9,6 +9,10 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a core for each worker
+
 TALLY = os.environ.get("DUET_TALLY")
 _SURVIVED = pytest.StashKey[bool]()
 # A test in which the caller's own settings, records or files must end in a typed error, or a command in one sentence.
@@ -31,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where it is counted, only what counts runs; tests of bad inputs are told by what they demand."""
+    if WORKER:  # files that train take longest: begun first, none of them is left to one worker at the end
+        training = {item.path for item in items if item.get_closest_marker("train")}
+        items.sort(key=lambda item: item.path not in training)
     if TALLY is None:
         return
     for item in items:

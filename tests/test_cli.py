@@ -510,6 +510,8 @@ def interrupted(process: subprocess.Popen[str]) -> tuple[int, bool]:
     return process.returncode, "Traceback" in errors
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_interrupted_demo_is_exit_code_130() -> None:
     """Ctrl-C in the middle of a stream ends in 130 without a traceback, and stops the server."""
     with FakeServer(Answer(TEXT, pace=0.02)).run_in_thread() as server, started("demo", *at(server)) as process:
@@ -518,6 +520,8 @@ def test_interrupted_demo_is_exit_code_130() -> None:
         anyio.run(server.wait_disconnects, 1)
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.parametrize("name", ["demo", "profile"])
 def test_interrupted_bulk_run_is_exit_code_130(pairs: Path, name: str) -> None:
     """Ctrl-C among many pairs ends in 130 without a traceback, and cuts off every request."""

@@ -82,6 +82,7 @@ def finished(launch: Callable[..., int], tmp_path_factory: pytest.TempPathFactor
 # Two processes
 
 
+@pytest.mark.train
 def test_group_spans_processes(finished: tuple[Path, int]) -> None:
     """Each step is one group of eight completions of one example, of which neither process repeats the other's."""
     for step in range(1, STEPS + 1):
@@ -92,6 +93,7 @@ def test_group_spans_processes(finished: tuple[Path, int]) -> None:
         assert first != second
 
 
+@pytest.mark.train
 def test_advantages_are_within_the_whole_group(finished: tuple[Path, int]) -> None:
     """TRL's mean and spread of a step are those of all eight rewards."""
     for line in lines(finished[0] / "history.jsonl"):
@@ -105,6 +107,7 @@ def _of_step(run: Path, step: int) -> list[dict[str, Any]]:
     return [line for line in lines(run / "completions.jsonl") if line["step"] == step]
 
 
+@pytest.mark.train
 def test_one_process_writes(finished: tuple[Path, int]) -> None:
     """There is one line a step, one measurement at the start and one at the end, and all are of the first attempt."""
     folder, _ = finished
@@ -115,6 +118,7 @@ def test_one_process_writes(finished: tuple[Path, int]) -> None:
     assert (card["attempt"], card["status"], card["steps"]) == (0, "finished", STEPS)
 
 
+@pytest.mark.train
 def test_held_out_rows_are_measured_once(finished: tuple[Path, int]) -> None:
     """The processes share the held-out rows: each is written once a measurement."""
     samples = lines(finished[0] / "samples.jsonl")
@@ -123,6 +127,7 @@ def test_held_out_rows_are_measured_once(finished: tuple[Path, int]) -> None:
         assert len(set(examples)) == len(examples) == HELD_OUT
 
 
+@pytest.mark.train
 def test_completions_are_scored_once(finished: tuple[Path, int]) -> None:
     """The recommender is asked for no completion by two processes."""
     folder, requests = finished
@@ -131,6 +136,7 @@ def test_completions_are_scored_once(finished: tuple[Path, int]) -> None:
     assert len({(line["example"], line["completion"]) for line in trained}) <= requests <= len(trained) + measured
 
 
+@pytest.mark.train
 def test_both_processes_learn_the_same(finished: tuple[Path, int]) -> None:
     """At the end both processes have the same weights, which are not those of the start."""
     folder, _ = finished
@@ -214,6 +220,8 @@ def _changed(before: Path, after: Path) -> float:
 # The shipped configurations
 
 
+@pytest.mark.train
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_sharded_weights_learn_the_same(
     launch: Callable[..., int], finished: tuple[Path, int], tmp_path: Path, path: Path

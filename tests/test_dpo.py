@@ -195,6 +195,7 @@ def test_tokens_are_prompt_chosen_rejected(data: Prepared) -> None:
     ]
 
 
+@pytest.mark.train
 def test_training_prefers_the_right_one(data: Prepared, model: Path, groups: Path, tmp_path: Path) -> None:
     """The margin between right and wrong is 0 at the start, where policy and reference are the same, and rises."""
     more = {"groups": groups, "rows": 2, "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
@@ -220,6 +221,8 @@ def trained(data: Prepared, model: Path, run: Path, *, adapter: Path | None = No
     train(settings, data, pairs, training_args, model_args)
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_run_goes_on_from_an_adapter_and_after_a_kill(data: Prepared, model: Path, tmp_path: Path) -> None:
     """From an adapter the reference is that adapter; a run that lost all after a checkpoint ends as the one that was
     never cut; and the folder holds the one trained adapter."""

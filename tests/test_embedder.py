@@ -198,6 +198,8 @@ async def test_a_key_that_the_server_echoes_is_blacked_out(wire: str) -> None:
     assert "***" in str(error)
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.parametrize("answer", [Answer(fault="hang"), Answer(fault="hang_midstream")])
 async def test_a_deadline_ends_the_call(wire: str, answer: Answer) -> None:
     """A server that takes too long is given up on, and sees the connection closed."""

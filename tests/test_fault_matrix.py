@@ -21,7 +21,7 @@ from wires import endpoint_at
 from duet import Deadlines, EndpointUnavailable, Item, JointProfile, JointProfiler, User
 from duet.testing import FakeServer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks"), pytest.mark.faults]
 
 GRACE = 0.25
 PAIRS = [(User(f"u{number}"), Item(f"i{number}")) for number in range(3)]
@@ -154,6 +154,7 @@ def pour(listener: socket.socket) -> None:
             client.sendall(b": ping\n\n" * 8000)
 
 
+@pytest.mark.serial
 @pytest.mark.counted("faults")
 @pytest.mark.parametrize("way", ["single", "stream", "single, openai", "stream, openai"])
 async def test_a_flood_does_not_outlast_the_deadline(way: str) -> None:

@@ -45,7 +45,7 @@ from duet import (
 from duet._caller import parse_retry_after
 from duet.testing import Answer, FakeServer, Fault, Transcript
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks"), pytest.mark.faults]
 
 AT_ONCE = {"retry-after": "0"}
 WORDS = Answer(chunks=["one ", "two ", "three ", "four ", "five ", "six"], pace=0.01)
@@ -303,6 +303,7 @@ async def test_an_absurd_retry_after_is_refused_without_a_deadline_too(wire: str
     assert len(server.requests) == 1
 
 
+@pytest.mark.serial
 async def test_the_retries_end_at_the_total_deadline(wire: str, how: str) -> None:
     """A thousand retries do not outlast the total deadline."""
     answer = Answer(status=503, headers={"retry-after": "0.02"})
@@ -573,6 +574,7 @@ async def test_a_break_after_the_last_word_is_no_error(wire: str, finish_reason:
     assert len(server.requests) == 1
 
 
+@pytest.mark.serial
 async def test_a_body_left_open_after_done_holds_nobody_up(wire: str) -> None:
     """A server that never closes what it has ended is left within moments."""
     said = event({"choices": [{"index": 0, "delta": {"content": "A whale."}}]}) + event("[DONE]")
@@ -583,6 +585,7 @@ async def test_a_body_left_open_after_done_holds_nobody_up(wire: str) -> None:
         await server.wait_disconnects(1)
 
 
+@pytest.mark.serial
 async def test_pings_after_done_hold_nobody_up(wire: str) -> None:
     """A body that goes on and on after [DONE] is left within moments."""
     said = event({"choices": [{"index": 0, "delta": {"content": "A whale."}, "finish_reason": "stop"}]})
@@ -619,6 +622,7 @@ async def test_an_incomplete_stream_says_what_to_do(wire: str) -> None:
 # Deadlines
 
 
+@pytest.mark.serial
 async def test_a_refusal_whose_words_hang_is_told_within_the_first_deadline() -> None:
     """The status has arrived: nobody waits for the total deadline to hear the words."""
     deadlines = Deadlines(first_token=0.15, total=30)
@@ -627,6 +631,7 @@ async def test_a_refusal_whose_words_hang_is_told_within_the_first_deadline() ->
             assert type(await failure(endpoint, "stream")) is EndpointRejected
 
 
+@pytest.mark.serial
 async def test_first_token_counts_from_the_request(wire: str) -> None:
     """A head after 0.12 s and a text after 0.24 s is too late for 0.2 s."""
     head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -637,6 +642,7 @@ async def test_first_token_counts_from_the_request(wire: str) -> None:
             assert type(await failure(endpoint, "stream")) is EndpointUnavailable
 
 
+@pytest.mark.serial
 async def test_a_slow_stream_within_its_deadlines_is_no_error(wire: str) -> None:
     """The idle deadline counts from one read to the next, not from the first."""
     answer = Answer(chunks=["one ", "two ", "three ", "four"], pace=0.05)

@@ -22,7 +22,7 @@ from duet_train.embedder_updates import best_texts
 from duet_train.rewards import Scored
 from duet_train.settings import Settings
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore"), pytest.mark.train]
 
 Line = dict[str, Any]
 

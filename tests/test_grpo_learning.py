@@ -22,9 +22,9 @@ from duet_train.__main__ import main
 
 torch: Any = pytest.importorskip("torch")
 
-pytestmark = [pytest.mark.filterwarnings(WARNINGS), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.filterwarnings(WARNINGS), pytest.mark.timeout(600), pytest.mark.train]
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
 STEPS = 36
 OPTIONS = {
     "num_generations": 8,

@@ -93,10 +93,19 @@ def killed_after(step: int, words: list[str], run: Path) -> int:
     return int(max(line["step"] for line in lines(history)))
 
 
+@pytest.mark.train
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.parametrize(
     "updates",
-    [{}, {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2}],
-    ids=["one-update", "four-updates"],
+    [
+        pytest.param({}, id="one-update"),
+        pytest.param(
+            {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "num_iterations": 2},
+            id="four-updates",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_killed_run_goes_on_as_if_nothing_had_been(
     ground: Ground, reader: str, tmp_path: Path, updates: dict[str, object]
@@ -137,6 +146,8 @@ def without(word: str) -> Callable[[Request], Answer]:
     return answered
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_fault_is_no_reward_and_never_zero(ground: Ground, tmp_path: Path) -> None:
     """What the recommender failed at has no reward and says why; the rest of the step is learnt from."""
     options = {"max_steps": 2, "held_out": 0, "max_failed_share": 1.0, "reward_attempts": 1}
@@ -152,6 +163,8 @@ def test_fault_is_no_reward_and_never_zero(ground: Ground, tmp_path: Path) -> No
     assert sum(shares) / len(shares) == pytest.approx(len(failed) / len(written))
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_run_stops_when_most_fails(ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A recommender that dies on the way ends the run with a sentence, and what was learnt before stays on disk."""
     answers = iter(range(10))

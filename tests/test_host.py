@@ -135,6 +135,7 @@ def test_publish_restarts_the_engine_at_the_same_address(tmp_path: Path) -> None
     assert before != after
 
 
+@pytest.mark.faults
 @needs_engine
 async def test_generation_under_way_is_asked_again(tmp_path: Path) -> None:
     """A completion that a restart broke off is asked of the new version by the endpoint's own retries."""
@@ -156,6 +157,7 @@ async def test_generation_under_way_is_asked_again(tmp_path: Path) -> None:
     assert [completion.model for completion in found] == ["p-v2"]
 
 
+@pytest.mark.faults
 @needs_engine
 async def test_published_adapter_that_does_not_load_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +214,8 @@ async def test_thinking_is_off_unless_asked_for(tmp_path: Path, thinking: bool) 
     assert ("</think>" in prompt) is not thinking
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @needs_engine
 def test_engine_that_dies_ends_the_host(tmp_path: Path) -> None:
     """Where the engine's process ends, the host says so and ends with code 1."""
@@ -264,6 +268,7 @@ async def test_adapter_is_copied(base: Path, make: Callable[..., Path], vllm: Fa
     assert [one["files"] for one in loads] == [["adapter_config.json", "adapter_model.safetensors"]] * 2
 
 
+@pytest.mark.faults
 async def test_refused_adapter_leaves_what_is_served(base: Path, make: Callable[..., Path], vllm: FakeVLLM) -> None:
     """Where vLLM refuses an adapter, its words are the error's, all else is served on, its name is used up."""
     async with host.serve(base, {"p": make("a")}, vllm_command=str(vllm.path)) as hosted:
@@ -292,6 +297,7 @@ async def test_host_waits_until_vllm_answers(base: Path, vllm: FakeVLLM) -> None
         assert await anyio.to_thread.run_sync(models, hosted.base_url) == ["base"]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("mode", "said"), [("dies", "exit code 3"), ("never", "not ready within 8 seconds")])
 async def test_vllm_that_does_not_start_is_unavailable(base: Path, vllm: FakeVLLM, mode: str, said: str) -> None:
     """One that ends, or is not ready in time, is an error of the infrastructure, and none of it is left."""
@@ -304,6 +310,8 @@ async def test_vllm_that_does_not_start_is_unavailable(base: Path, vllm: FakeVLL
     assert not is_alive(start["helper"])
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_vllm_that_does_not_listen_is_killed(vllm: FakeVLLM) -> None:
     """One that ignores the request to end is ended all the same, with what it started."""
     vllm.mode("stubborn")
@@ -416,6 +424,8 @@ def test_second_host_does_not_take_over_a_state_file(
     assert len(vllm.events("start")) == 1
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_while_starting_ends_all(base: Path, vllm: FakeVLLM, number: signal.Signals) -> None:
     """A signal is obeyed while vLLM is not ready yet, and nothing of it is left."""
@@ -430,6 +440,8 @@ def test_signal_while_starting_ends_all(base: Path, vllm: FakeVLLM, number: sign
     assert not is_alive(start["helper"])
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_vllm_ends_with_a_killed_host(base: Path, vllm: FakeVLLM, tmp_path: Path) -> None:
     """A host that is killed leaves no vLLM behind, nor what that had started."""
     with host_process(*hosting(base, vllm), TMPDIR=str(tmp_path)) as hosted:
@@ -439,6 +451,8 @@ def test_vllm_ends_with_a_killed_host(base: Path, vllm: FakeVLLM, tmp_path: Path
         wait_until(lambda: not is_alive(start["pid"]) and not is_alive(start["helper"]))
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_vllm_that_dies_ends_the_host(base: Path, vllm: FakeVLLM) -> None:
     """Where vLLM ends while it serves, the host says so and ends with code 1."""
     with host_process(*hosting(base, vllm)) as hosted:

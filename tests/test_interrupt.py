@@ -22,6 +22,8 @@ from evaluations import prepared
 
 from duet.testing import Answer, FakeServer, Request, completion_text
 
+pytestmark = [pytest.mark.faults, pytest.mark.serial]
+
 SECONDS = 2.0
 PAIRS, CONCURRENCY = 24, 8
 TEXT = completion_text()

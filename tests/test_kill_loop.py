@@ -20,6 +20,8 @@ import pytest
 
 from duet.testing import Answer, FakeServer, completion_text
 
+pytestmark = [pytest.mark.faults, pytest.mark.serial]
+
 KILLS = int(os.environ.get("DUET_KILLS", "4"))
 PAIRS = 12 * KILLS + 20
 CONCURRENCY = 8

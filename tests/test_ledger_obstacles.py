@@ -24,7 +24,7 @@ from duet import Completion, Item, JointProfiler, Ledger, LedgerError, Outcome, 
 from duet._ledger_file import open_file
 from duet.testing import ScriptedEndpoint, completion_text
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 ROWS = 40
 PAGE = 4096
@@ -239,6 +239,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> float:
     return 0.5
 
 
+@pytest.mark.serial
 async def test_all_who_meet_a_lock_wait_once(tmp_path: Path, patient: float) -> None:
     """Calls that meet a lock together wait for it together, and who is cancelled while they wait is gone with them."""
     path = tmp_path / "ledger.sqlite"

@@ -157,6 +157,7 @@ async def test_two_endpoints_share_a_budget() -> None:
         await LimitedEndpoint(Counting(), budget=budget).generate(PROMPT, TEN)
 
 
+@pytest.mark.serial
 async def test_requests_wait_for_their_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third of two calls a minute starts when the first is a minute ago."""
     monkeypatch.setattr("duet._limits.MINUTE", 0.2)
@@ -167,6 +168,7 @@ async def test_requests_wait_for_their_minute(monkeypatch: pytest.MonkeyPatch) -
     assert 0.2 <= anyio.current_time() - started < 2
 
 
+@pytest.mark.serial
 async def test_tokens_wait_for_their_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call whose tokens do not fit into the minute waits, and those of calls that are over count as used."""
     monkeypatch.setattr("duet._limits.MINUTE", 0.2)

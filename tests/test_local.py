@@ -247,6 +247,7 @@ def test_any_file_may_be_served(tmp_path: Path) -> None:
         assert (engine.model, anyio.run(say_hello, engine)) == ("my model.v1", 4)
 
 
+@pytest.mark.serial
 @needs_engine
 def test_name_port_and_key_are_as_wanted() -> None:
     """A name, a port and an empty key are taken as they are given; `running` turns False at the end."""
@@ -285,6 +286,8 @@ time.sleep(60)
 """
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @needs_engine
 async def test_engine_ends_with_its_process() -> None:
     """An engine whose process is killed frees its port all the same."""

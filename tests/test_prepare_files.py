@@ -202,6 +202,8 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.usefixtures("interruptible")
 def test_interrupt_stops_the_statement(tmp_path: Path) -> None:
     """An interrupt ends a statement that would run for hours, and leaves the connection free."""

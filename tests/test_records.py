@@ -116,7 +116,7 @@ def test_example_refuses_a_rating_that_is_not_finite(bad: Any) -> None:
     assert refused(lambda: Example(User("u"), Item("i"), bad)).field == "rating"
 
 
-@pytest.mark.parametrize("bad", [None, "four", "", [], object()], ids=repr)
+@pytest.mark.parametrize("bad", [None, "four", "", [], pytest.param(object(), id="object")], ids=repr)
 def test_rating_that_is_no_number_is_refused(bad: Any) -> None:
     """What cannot be read as a number is refused as a rating, and the error names the field."""
     assert refused(lambda: row(rating=bad)).field == "rating"

@@ -342,6 +342,7 @@ def test_page_is_the_same_for_the_same_run(learned: Path, learned_page: str) -> 
     assert page_of(learned) == learned_page
 
 
+@pytest.mark.serial
 def test_huge_run_has_a_small_page(tmp_path: Path) -> None:
     """100 000 completions make a page of less than 3 MB in less than 10 s of processor time."""
     texts = [

@@ -13,7 +13,7 @@ from wires import KEY, MESSAGES, AnyEndpoint, ask, endpoint_at, meeting, new_cli
 from duet import AsyncOpenAIEndpoint, Deadlines, EndpointError, EndpointRejected, EndpointUnavailable, Sampling
 from duet.testing import Answer, Request
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_leaks"), pytest.mark.faults]
 
 AT_ONCE = {"retry-after": "0"}
 SECRET = "other-made-up-987654321"

@@ -57,6 +57,8 @@ def start(server: FakeServer, path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own interpreter
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 def test_batch_that_was_killed_asks_only_for_the_rest(tmp_path: Path) -> None:
     """After a kill in the middle of a batch of rewards, no answer that was kept is asked for again."""
     path = tmp_path / "ledger.sqlite"

@@ -238,6 +238,7 @@ def in_rows(batch: Line) -> Line:
     return {name: value.flatten(0, 1) for name, value in batch.items() if value.ndim > 1}
 
 
+@pytest.mark.train
 def test_pairs_survive_the_shuffle(planted: Planted, tmp_path: Path) -> None:
     """After TRL's shuffle and cutting, the completions of a pair still answer one prompt and keep their own rewards."""
     seen: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
@@ -260,6 +261,7 @@ def test_pairs_survive_the_shuffle(planted: Planted, tmp_path: Path) -> None:
     assert order != sorted(order)
 
 
+@pytest.mark.train
 def test_loss_of_a_batch_is_the_oracles(planted: Planted, tmp_path: Path) -> None:
     """At the start the loss is the mean squared difference of whitened rewards, then as plain transformers has it."""
     trainer = build(planted, tmp_path, chance_reward, max_steps=2, eta=2.0)
@@ -280,6 +282,7 @@ def test_loss_of_a_batch_is_the_oracles(planted: Planted, tmp_path: Path) -> Non
     assert second < first
 
 
+@pytest.mark.train
 def test_kl_term_is_part_of_the_reward(planted: Planted, tmp_path: Path) -> None:
     """With beta, a completion's reward loses beta times its log-ratio to the start, before whitening."""
     trainer = build(planted, tmp_path, chance_reward, max_steps=4, beta=0.5, learning_rate=3e-3)
@@ -304,6 +307,7 @@ def _orders(batch: Line) -> list[list[float]]:
     return [[value for pair in order for value in pair] for order in itertools.permutations(pairs)]
 
 
+@pytest.mark.train
 def test_completion_without_an_end_earns_nothing(planted: Planted, tmp_path: Path) -> None:
     """A completion that reaches the limit without an end token has reward 0, whatever the reward function says."""
     trainer = build(planted, tmp_path, lambda completions, **columns: [7.0] * len(completions), max_completion_length=4)
@@ -313,6 +317,8 @@ def test_completion_without_an_end_earns_nothing(planted: Planted, tmp_path: Pat
     assert logged
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_reward_that_failed_is_left_out(planted: Planted, tmp_path: Path) -> None:
     """A reward of None is neither 0 nor anybody's: its pair has no gradient, and the others are learnt from."""
 
@@ -329,6 +335,7 @@ def test_reward_that_failed_is_left_out(planted: Planted, tmp_path: Path) -> Non
     assert logged["grad_norm"] > 0
 
 
+@pytest.mark.train
 def test_phases_are_one_run(planted: Planted, tmp_path: Path) -> None:
     """Two calls that stop and go on from a checkpoint leave the weights that two more steps in one go leave."""
     weights = []
@@ -478,6 +485,7 @@ def held_out(out: Path) -> dict[int, Line]:
     return {line["step"]: line for line in read_lines(out / "held_out.jsonl")}
 
 
+@pytest.mark.train
 def test_held_out_ranking_rises(finished: Path) -> None:
     """Both halves together: the item of users who were held out stands far higher at the end than at the start.
 
@@ -491,6 +499,7 @@ def test_held_out_ranking_rises(finished: Path) -> None:
     assert measured[36]["parse_rate"] == 1.0
 
 
+@pytest.mark.train
 def test_history_says_which_phase_a_step_was_of(finished: Path) -> None:
     """Steps count the updates of both phases, in turn, and each line names its own."""
     history = read_lines(finished / "history.jsonl")
@@ -501,6 +510,7 @@ def test_history_says_which_phase_a_step_was_of(finished: Path) -> None:
     assert sorted(held_out(finished)) == [0, 6, 18, 24, 36]
 
 
+@pytest.mark.train
 def test_run_directory_is_complete(finished: Path) -> None:
     """The card is finished, weights of both halves are in safetensors, and completions carry the step of their line."""
     card = json.loads((finished / "card.json").read_text())
@@ -511,6 +521,7 @@ def test_run_directory_is_complete(finished: Path) -> None:
     assert steps == {7, 11, 15, 25, 29, 33}
 
 
+@pytest.mark.train
 def test_profiles_are_written_anew_in_each_iteration(finished: Path) -> None:
     """The embedder's later batches are of the policy as it is then: its loss falls as profiles name the right topic."""
     losses = [line["duet/contrastive_loss"] for line in read_lines(finished / "history.jsonl") if line["phase"] == "cl"]
@@ -524,6 +535,7 @@ def weights(path: Path) -> dict[str, Any]:
     return dict(load_file(str(path)))
 
 
+@pytest.mark.train
 def test_policy_alone(planted: Planted, tmp_path: Path) -> None:
     """With no contrastive updates the policy learns and the embedder is left as it is."""
     history = planted.run(tmp_path, "--contrastive_updates", "0", "--iterations", "1", "--rollouts", "trl")
@@ -533,6 +545,7 @@ def test_policy_alone(planted: Planted, tmp_path: Path) -> None:
     assert measured[12]["reward"] > measured[0]["reward"] + 0.1
 
 
+@pytest.mark.train
 def test_last_layers_alone(planted: Planted, tmp_path: Path) -> None:
     """With unfrozen layers asked for, the others and the word vectors are left as they were."""
     options = ["--contrastive_updates", "0", "--iterations", "1", "--policy_updates", "4", "--unfrozen_layers", "1"]
@@ -544,6 +557,7 @@ def test_last_layers_alone(planted: Planted, tmp_path: Path) -> None:
     assert all(".layers.1." in name for name in changed)
 
 
+@pytest.mark.train
 def test_embedder_alone(planted: Planted, tmp_path: Path) -> None:
     """With no policy updates the embedder learns and no policy is left behind."""
     history = planted.run(tmp_path, "--policy_updates", "0", "--iterations", "1")
@@ -555,6 +569,7 @@ def test_embedder_alone(planted: Planted, tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.train
 def test_embedder_has_the_policys_optimizer(planted: Planted, tmp_path: Path) -> None:
     """What is said of AdamW holds for the embedder too: with a huge epsilon and no decay it hardly moves."""
     options = ["--policy_updates", "0", "--iterations", "1", "--adam_epsilon", "1e6", "--weight_decay", "0"]
@@ -564,6 +579,7 @@ def test_embedder_has_the_policys_optimizer(planted: Planted, tmp_path: Path) ->
     assert all(torch.allclose(before[name], after[name], atol=1e-6, rtol=0) for name in before)
 
 
+@pytest.mark.train
 def test_rewards_of_an_earlier_embedder_are_forgotten(planted: Planted, tmp_path: Path) -> None:
     """A profile that comes again for the same row after the embedder has learnt is ranked anew."""
     planted.run(tmp_path, "--rows", "16", "--policy_updates", "4", "--learning_rate", "1e-4")
@@ -575,6 +591,7 @@ def test_rewards_of_an_earlier_embedder_are_forgotten(planted: Planted, tmp_path
     assert any(rewards[0][key] != rewards[1][key] for key in again)
 
 
+@pytest.mark.train
 def test_adapter_is_the_reference(planted: Planted, tmp_path: Path) -> None:
     """LoRA learns, leaves an adapter, and a second run goes on from it with the KL term against it."""
     shape = ["--use_peft", "true", "--lora_r", "8", "--lora_alpha", "16"]
@@ -590,6 +607,9 @@ def test_adapter_is_the_reference(planted: Planted, tmp_path: Path) -> None:
     assert abs(kl[-1]) > 1e-4
 
 
+@pytest.mark.train
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.timeout(300)
 def test_killed_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: Path, tmp_path: Path) -> None:
     """A run killed in the middle of a contrastive phase comes to the same history, held-out rewards and weights."""
@@ -605,6 +625,8 @@ def test_killed_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: P
     assert_same_after_going_on(words, finished, tmp_path)
 
 
+@pytest.mark.train
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_interrupted_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: Path, tmp_path: Path) -> None:
     """A run interrupted in the middle of the policy's first phase comes to the same, too."""
@@ -651,6 +673,7 @@ def effective(history: Sequence[Line]) -> dict[int, Line]:
     return {line["step"]: line for line in untimed}
 
 
+@pytest.mark.train
 def test_finished_run_has_nothing_left_to_do(planted: Planted, finished: Path) -> None:
     """The same command once more adds no step."""
     before = read_lines(finished / "history.jsonl")
@@ -693,6 +716,7 @@ def test_bad_settings_are_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.train
 def test_other_settings_do_not_go_on(planted: Planted, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A directory that holds a run whose steps count otherwise is refused."""
     assert main(planted.rlso(finished, "--contrastive_updates", "8")) == 2
@@ -715,6 +739,7 @@ def test_run_of_all_rows_does_not_go_on_with_first_interactions(
     assert main(planted.rlso(run)) == 0
 
 
+@pytest.mark.train
 def test_policy_that_writes_no_profiles_is_told_so(
     planted: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

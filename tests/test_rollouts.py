@@ -396,6 +396,7 @@ def test_seconds_are_those_of_the_last_call(make_trainer: MakeTrainer) -> None:
     assert 0 < rollout.seconds <= time.perf_counter() - started
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("mixed", "adapter"), [(False, None), (True, {"r": 4}), (True, None)])
 def test_training_is_that_of_trl(make_trainer: MakeTrainer, mixed: bool, adapter: dict[str, Any] | None) -> None:
     """Two steps and measurements with another number of completions end with the same weights, to the last bit.

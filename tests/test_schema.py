@@ -75,7 +75,9 @@ def test_order_is_duets_whatever_the_order_given(sides: list[str], sections: lis
     assert ProfileSchema(sides, sections) == ProfileSchema(SIDES, SECTIONS)
 
 
-@pytest.mark.parametrize("sides", [("item", "user", "item"), ["item", "user"], {"user", "item"}], ids=repr)
+@pytest.mark.parametrize(
+    "sides", [("item", "user", "item"), ["item", "user"], {"user", "item"}], ids=lambda sides: type(sides).__name__
+)
 def test_sides_may_be_any_iterable(sides: list[str]) -> None:
     """Sides may come in any iterable and more than once."""
     assert ProfileSchema(sides).sides == SIDES

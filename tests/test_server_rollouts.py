@@ -135,6 +135,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespa
 SAMPLE = {"n": 4, "max_tokens": 8, "temperature": 1.0, "seed": 3, "logprobs": 0, "return_token_ids": True}
 
 
+@pytest.mark.train
 def test_run_learns(finished: SimpleNamespace) -> None:
     """Rewards rise from below a sixth to above a half: the server samples from what was learnt."""
     rewards = logged(finished.trainer, "reward")
@@ -142,6 +143,7 @@ def test_run_learns(finished: SimpleNamespace) -> None:
     assert min(rewards[-2:]) > 1 / 2
 
 
+@pytest.mark.train
 def test_swapped_adapter_agrees_with_the_trainer(finished: SimpleNamespace) -> None:
     """With the adapter of the step the log-probabilities of server and trainer are the same, and the ratios one."""
     assert max(logged(finished.trainer, DIFFERENCE)) < 1e-4
@@ -149,6 +151,7 @@ def test_swapped_adapter_agrees_with_the_trainer(finished: SimpleNamespace) -> N
     assert logged(finished.trainer, f"{RATIO}/min") == pytest.approx([1.0] * 14, abs=1e-3)
 
 
+@pytest.mark.train
 def test_each_step_has_a_version_of_its_own(finished: SimpleNamespace) -> None:
     """Version numbers are the steps, and each step's completions come from its own version."""
     names = [body["lora_name"] for body in finished.server.bodies("/v1/load_lora_adapter")]
@@ -157,6 +160,7 @@ def test_each_step_has_a_version_of_its_own(finished: SimpleNamespace) -> None:
     assert asked == [name for name in names for _ in range(2)]
 
 
+@pytest.mark.train
 def test_old_version_goes_when_the_new_one_is_there(finished: SimpleNamespace) -> None:
     """Load, then unload the one before; one is left, at the server and on disk."""
     paths = [(one.path, one.body["lora_name"]) for one in finished.server.seen if one.path.endswith("_lora_adapter")]
@@ -168,6 +172,7 @@ def test_old_version_goes_when_the_new_one_is_there(finished: SimpleNamespace) -
     assert list(finished.server.loaded) == [names[-1]] == os.listdir(finished.folder / "adapters")
 
 
+@pytest.mark.train
 def test_base_model_stays_the_base_model(finished: SimpleNamespace) -> None:
     """The recommender's half: under its own name the base model answers as before, and the policy does not."""
     server = finished.server
@@ -178,6 +183,7 @@ def test_base_model_stays_the_base_model(finished: SimpleNamespace) -> None:
     assert [one["token_ids"] for one in policy["choices"]] != [one["token_ids"] for one in now]
 
 
+@pytest.mark.train
 def test_requests_are_what_trl_would_sample(finished: SimpleNamespace) -> None:
     """Token ids as TRL renders them, one request a group, its sampling arguments, and no grammar of any kind."""
     body = finished.bodies[0]
@@ -189,12 +195,14 @@ def test_requests_are_what_trl_would_sample(finished: SimpleNamespace) -> None:
     assert not {"structured_outputs", "response_format", "guided_grammar", "grammar", "logit_bias"} & body.keys()
 
 
+@pytest.mark.train
 def test_no_seed_is_used_twice(finished: SimpleNamespace) -> None:
     """A request's seeds, which are those from its own on, one a completion, are nobody else's."""
     seeds = [body["seed"] + place for body in finished.bodies for place in range(8)]
     assert len(set(seeds)) == len(seeds) == 14 * 16
 
 
+@pytest.mark.train
 def test_key_is_sent(finished: SimpleNamespace) -> None:
     """Every request carries the key."""
     assert {one.authorization for one in finished.server.seen} == {f"Bearer {KEY}"}
@@ -244,6 +252,7 @@ def test_step_that_comes_again_gets_another_name(double: VLLMDouble, tmp_path: P
 # The alarm
 
 
+@pytest.mark.train
 def test_stale_adapter_ends_the_run(double: VLLMDouble, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of adapters that the server does not swap a warning comes at once, and after the third step in a row an error."""
     trainer = make_trainer(rollout_at(double, tmp_path), tmp_path, max_steps=9)
@@ -255,6 +264,7 @@ def test_stale_adapter_ends_the_run(double: VLLMDouble, tmp_path: Path, caplog: 
     assert "step 4:" in str(caught.value)
 
 
+@pytest.mark.train
 def test_correction_is_bounded(double: VLLMDouble, tmp_path: Path) -> None:
     """Where the server's policy is an old one tokens weigh by the ratio of probabilities, up to TRL's own limit."""
     rollout = rollout_at(double, tmp_path, patience=9)
@@ -345,6 +355,8 @@ def killed_run(double: VLLMDouble, folder: Path) -> None:
 SAVING: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.002}
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_no_prompt_is_skipped_on_resume(double: VLLMDouble, tmp_path: Path) -> None:
     """A run that is killed and resumed asks, step by step, for the prompts of one that ran through."""
     make_trainer(rollout_at(double, tmp_path / "through"), tmp_path / "through", **SAVING).train()
@@ -358,6 +370,8 @@ def test_no_prompt_is_skipped_on_resume(double: VLLMDouble, tmp_path: Path) -> N
     assert max(logged(resumed, DIFFERENCE)) < 1e-4
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_resumed_run_meets_no_version_of_the_killed_one(double: VLLMDouble, tmp_path: Path) -> None:
     """What the killed run left loaded is unloaded first, and no name comes again; another run's adapter stays."""
     other = rollout_at(double, tmp_path / "other")
@@ -664,6 +678,7 @@ def test_temperature_wants_processed_log_probabilities(
     assert [("processed_logprobs" in problem) for problem in problems] == [True] * (not fine)
 
 
+@pytest.mark.train
 def test_processed_log_probabilities_agree(tmp_path: Path) -> None:
     """At temperature 0.7 trainer and server agree where the server gives back what it sampled from."""
     with VLLMDouble(base_model, tiny_tokenizer(), processed=True) as server:
@@ -710,6 +725,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(180)  # three interpreters that import torch, on what may be a busy machine
 def test_two_processes_share_one_adapter(double: VLLMDouble, tmp_path: Path) -> None:
     """The first process publishes for both, each asks for its own rows, and both hear of a refusal."""

@@ -299,6 +299,7 @@ def parse_rate(folder: Path, rows: Sequence[Row]) -> float:
     return good / len(rows)
 
 
+@pytest.mark.train
 def test_warm_start_teaches_the_form(data: Prepared, model: Path, tmp_path: Path) -> None:
     """A random policy that writes no profile writes them after training on the teacher's, and the loss has fallen."""
     from trl import SFTConfig
@@ -316,6 +317,7 @@ def test_warm_start_teaches_the_form(data: Prepared, model: Path, tmp_path: Path
     assert parse_rate(tmp_path / "run" / "model", rows[:4]) > 0.5
 
 
+@pytest.mark.train
 def test_run_leaves_an_adapter_and_goes_on_where_it_was(data: Prepared, model: Path, tmp_path: Path) -> None:
     """A run that lost all after a checkpoint ends as the one that was never cut, its repeated steps marked; the adapter
     is safetensors with a card, and nothing that has to be unpickled."""
@@ -343,6 +345,8 @@ def test_run_leaves_an_adapter_and_goes_on_where_it_was(data: Prepared, model: P
     assert card["training_args"]["completion_only_loss"] is True
 
 
+@pytest.mark.train
+@pytest.mark.faults
 def test_run_killed_after_its_last_step_takes_no_other(data: Prepared, model: Path, tmp_path: Path) -> None:
     """Where only the adapter was not yet written, the same command writes it; no step is added in mid-epoch."""
     rows = training_rows(data, settings_of(data, rows=4), seed=42)

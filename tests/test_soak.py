@@ -88,6 +88,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.faults
+@pytest.mark.serial
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell of memory and descriptors in other ways")
 @pytest.mark.timeout(60 + STREAMS // 10)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

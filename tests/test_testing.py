@@ -555,6 +555,7 @@ class TestDisconnects:
         [Answer(first_after=30), Answer(pace=30), Answer(fault="hang"), Answer(fault="hang_midstream")],
         ids=["before the first event", "between events", "hanging", "hanging half-way"],
     )
+    @pytest.mark.serial
     async def test_are_noticed_at_once(self, answer: Answer) -> None:
         """A client that leaves is noticed promptly, also while the server has nothing to send."""
         async with FakeServer(answer) as server:
