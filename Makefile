@@ -35,7 +35,8 @@ test-lowest: .venv-lowest.txt
 
 # The package duet alone, for other interpreters: make test-duet PYTHON=python3.13 VENV=.venv-3.13
 test-duet: $(VENV)/test $(VENV)/local
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile --timeout 180 -m "not serial and not slow" $(PYTEST)
+	$(BIN)/python -m pytest -m "serial and not slow" $(PYTEST)
 
 lint: $(VENV)/lint $(VENV)/test $(VENV)/evaluate
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from duet_train.adapters import WEIGHTS
 from duet_train.precision import as_loaded, hold_in_float32
 
 
@@ -28,6 +29,13 @@ class Quiet:
         self.loaded_dtypes = hold_in_float32(self)
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        loaded = self.model if model is None else model  # type: ignore[attr-defined]
+        # transformers 5.22 and older pass over the trained adapter where that of the reference stands beside it.
+        if len(getattr(loaded, "peft_config", ())) > 1 and Path(resume_from_checkpoint, WEIGHTS).is_file():
+            loaded.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: it would name the hub's and a tracker's pages."""
