@@ -296,6 +296,51 @@ def test_nothing_predicted_is_exit_code_1(data: Path, tmp_path: Path) -> None:
     assert sum(template["failures"].values()) == 2
 
 
+THINKING_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def thinks(request: Request) -> Answer:
+    """Begins every answer of one token with a thought, unless the request switches that off."""
+    if not (request.json or {}).get("logprobs") or request.json.get("chat_template_kwargs"):
+        return answer(request)
+    tops = (("<think>", 0.0), *((str(rating), -20.0) for rating in range(1, 6)))
+    return Answer("<think>", logprobs=(TokenLogprob("<think>", 0.0, tops),))
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["recommender", "second recommender"])
+def test_model_that_thinks_is_no_recommender(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], second: bool
+) -> None:
+    """Rows for which it would think first have no prediction, and the table counts them and says what to do."""
+    with FakeServer(answer).run_in_thread() as plain, FakeServer(thinks).run_in_thread() as thinking:
+        first, other = (plain, thinking) if second else (thinking, plain)
+        more = ["--methods", "template", "--sample", "3", "--transfer-to", f"{other.base_url},second"]
+        assert main(words(first, data, tmp_path, *more)) == (0 if second else 1)
+    found = results(tmp_path)["transfer" if second else "methods"]["template"]
+    assert (found["failures"], found["rating"]["parse_rate"]) == ({"RatingError": 3}, 0.0)
+    title = f"### Rows without a prediction{', before the second recommender' if second else ''}\n\n"
+    noted = capsys.readouterr().out.split(title)[1].splitlines()[0]
+    assert noted.startswith("- template: 3 RatingError, the first: the labels 1, 2, 3, 4, 5 have")
+    assert '{"chat_template_kwargs": {"enable_thinking": false}}' in noted
+
+
+def test_model_whose_thinking_is_off_recommends(data: Path, tmp_path: Path) -> None:
+    """With the setting that the message names, every row has a prediction."""
+    more = ["--methods", "template", "--sample", "3", "--extra-body", json.dumps(THINKING_OFF)]
+    with FakeServer(thinks).run_in_thread() as server:
+        assert main(words(server, data, tmp_path, *more)) == 0
+    found = results(tmp_path)["methods"]["template"]
+    assert (found["failures"], found["rating"]["parse_rate"]) == ({}, 1.0)
+
+
+def test_minimum_mass_is_a_setting(data: Path, tmp_path: Path) -> None:
+    """Whoever accepts any mass gets a prediction for every row."""
+    with FakeServer(thinks).run_in_thread() as server:
+        more = ["--methods", "template", "--sample", "3", "--minimum-mass", "0"]
+        assert main(words(server, data, tmp_path, *more)) == 0
+    assert results(tmp_path)["methods"]["template"]["rating"]["parse_rate"] == 1.0
+
+
 # Mistakes
 
 
@@ -312,6 +357,7 @@ def test_nothing_predicted_is_exit_code_1(data: Path, tmp_path: Path) -> None:
         (["--ranking", "2", "--negatives", "hard"], "no negatives 'hard'"),
         (["--ranking", "-1"], "--ranking not negative"),
         (["--ranking-methods", "kar"], "'kar', which --methods has not"),
+        (["--minimum-mass", "1.5"], "--minimum-mass must lie from 0 to 1"),
         (["--concurrency", "0"], "--concurrency must be at least 1"),
         (["--base-url", "", "--local", "--recommender-model", "other"], "--recommender-model needs"),
     ],

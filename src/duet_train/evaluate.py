@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--constrained", action="store_true", help="decode under grammars; --local always does")
     prompt = parser.add_argument_group("prompts")
     prompt.add_argument("--mode", choices=("expected", "decimal", "integer"), default="expected", help="of the rating")
+    prompt.add_argument(
+        "--minimum-mass",
+        type=float,
+        metavar="P",
+        help="least probability of all labels together, with expected and --choice [0.5; 0 for the embedded engine]",
+    )
     prompt.add_argument("--shown", type=int, default=10, metavar="N", help="most rows of either side in a prompt")
     prompt.add_argument("--review-chars", type=int, default=200, metavar="N")
     prompt.add_argument("--section-chars", type=int, metavar="N", help="most characters of a section")

@@ -163,7 +163,15 @@ async def _hits(
         example = rows[row].example
         users = {example.user.id, *(one.user for one in example.item.evidence)}
         try:
-            scores = await choose(tools.judge, text, titles[row], sampling=sampling, ledger=tools.ledger, users=users)
+            scores = await choose(
+                tools.judge,
+                text,
+                titles[row],
+                sampling=sampling,
+                ledger=tools.ledger,
+                users=users,
+                minimum_mass=tools.minimum_mass,
+            )
         except DuetError:
             return math.nan
         return hit_rate_at_k(scores, sets[row].position, 1)

@@ -49,6 +49,7 @@ class Tools:
         domain: What the items are, for KAR's factors.
         embedder: For alignment and the whole catalogue; None leaves them out.
         concurrency: Most calls under way.
+        minimum_mass: The least probability of all labels together, where log-probabilities are read.
     """
 
     endpoint: Callable[[str | None], Endpoint]
@@ -61,6 +62,7 @@ class Tools:
     domain: str = "products"
     embedder: Embedder | None = None
     concurrency: int = 16
+    minimum_mass: float = 0.5
 
 
 class CountingLedger(Ledger):

@@ -33,7 +33,7 @@ from duet import (
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import catalogue, seen_items
 from duet_train.settings import Settings
-from duet_train.tools import address_and_model
+from duet_train.tools import address_and_model, least_mass
 
 LOCAL, HEAD = "local", "head:"
 MINILM, TRAINABLE = "minilm", "trainable"
@@ -114,6 +114,7 @@ class Opened:
             # The embedded model may write a rating as any of many tokens.
             sampling=self._sampling(top_logprobs=200 if embedded else None),
             ledger=self._ledger,
+            minimum_mass=self._minimum_mass,
         )
 
     async def endpoint(self) -> Any:
@@ -175,6 +176,7 @@ class Opened:
                 ledger=self._ledger,
                 weight=weight,
                 concurrency=most,
+                minimum_mass=self._minimum_mass,
             )
         frozen = settings.embedder.partition(":")[0] != TRAINABLE
         if name == "contrastive":
@@ -193,6 +195,10 @@ class Opened:
     @cached_property
     def _seen(self) -> dict[str, set[str]]:
         return seen_items(self._data)
+
+    @property
+    def _minimum_mass(self) -> float:
+        return least_mass(self._settings.recommender_minimum_mass, embedded=self._settings.recommender == LOCAL)
 
     def _sampling(self, **more: Any) -> Sampling:
         return Sampling(temperature=0.0, seed=42, extra_body=self._settings.extra_body, **more)

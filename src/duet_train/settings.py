@@ -55,6 +55,9 @@ class Settings:
     recommender: str = option("", "URL,MODEL of an endpoint; head:DIR of a fitted head; or local")
     recommender_mode: str = option("decimal", "how the endpoint is asked: decimal (DUET's), integer or expected")
     recommender_extra_body: str = option("", "JSON merged into its requests, to turn a model's thinking off")
+    recommender_minimum_mass: float | None = option(
+        None, "least probability of all labels together, with expected; default: 0.5, and 0 with local"
+    )
     recommender_concurrency: int = option(64, "most predictions under way")
     api_key_env: str = option("DUET_API_KEY", "environment variable that holds the key of all endpoints")
     rewards: str = option("rating", "terms with weights, as in rating=1,length=0.1")
@@ -115,6 +118,10 @@ class Settings:
         for name in ("recommender_concurrency", "reward_attempts", "max_prompt_length", "held_out_steps"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.recommender_minimum_mass is not None and not 0 <= self.recommender_minimum_mass <= 1:
+            raise ConfigurationError(
+                f"recommender_minimum_mass must lie from 0 to 1, got {self.recommender_minimum_mass:g}"
+            )
         if not 0 < self.max_failed_share <= 1:
             raise ConfigurationError(f"max_failed_share must lie in (0, 1], got {self.max_failed_share}")
         if self.rollouts == "server":

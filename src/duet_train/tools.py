@@ -51,6 +51,8 @@ def check_options(args: argparse.Namespace) -> None:
     check_runs(args, elsewhere)
     pairs_of(args)
     extra_body(args)
+    if args.minimum_mass is not None and not 0 <= args.minimum_mass <= 1:
+        raise ConfigurationError(f"--minimum-mass must lie from 0 to 1, got {args.minimum_mass:g}")
     if not (args.local or (args.base_url and args.model)):
         raise ConfigurationError(
             "--base-url and --model name the profiler's endpoint; --local takes the embedded engine"
@@ -147,9 +149,10 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
         if args.recommender_base_url or args.recommender_model:
             address, model = args.recommender_base_url or args.base_url, args.recommender_model or args.model
             judge = await stack.enter_async_context(HTTPEndpoint(address, model, api_key=_key(args)))
+        embedded = args.local and judge is default
         yield Tools(
             endpoint=endpoint_of,
-            recommender=_frozen(args, judge, data, ledger, embedded=args.local and judge is default),
+            recommender=_frozen(args, judge, data, ledger, embedded=embedded),
             judge=judge,
             ledger=ledger,
             prompt=prompt,
@@ -160,6 +163,7 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
             domain=args.domain,
             embedder=await _embedder(args, stack),
             concurrency=min(4, args.concurrency) if args.local else args.concurrency,
+            minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
         )
 
 
@@ -231,7 +235,22 @@ def _recommender(
             temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
         ),
         ledger=ledger,
+        minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
     )
+
+
+def least_mass(asked: float | None, *, embedded: bool) -> float:
+    """The least probability of all labels together that a recommender's answer must have.
+
+    The model of the embedded engine gives the labels about three per cent: with 0.5 it would never answer.
+
+    Args:
+        asked: What the options or settings say; None leaves it to the model.
+        embedded: Whether the embedded engine recommends.
+    """
+    if asked is not None:
+        return asked
+    return 0.0 if embedded else 0.5
 
 
 async def _embedder(args: argparse.Namespace, stack: AsyncExitStack) -> Embedder | None:
