@@ -333,6 +333,57 @@ def test_model_whose_thinking_is_off_recommends(data: Path, tmp_path: Path) -> N
     assert (found["failures"], found["rating"]["parse_rate"]) == ({}, 1.0)
 
 
+PROFILE, RATING, CHOICE = "profile", "rating", "choice"
+
+
+def kind(request: dict[str, Any]) -> tuple[str, str]:
+    """What a chat request asks for, and of which model."""
+    if not request.get("logprobs"):
+        return PROFILE, request["model"]
+    return CHOICE if "Letter:" in request["messages"][1]["content"] else RATING, request["model"]
+
+
+@pytest.fixture(scope="module")
+def with_body(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
+    """All that an evaluation with every table, model and address asks, with a body of the engine's own."""
+    out = tmp_path_factory.mktemp("body") / "out"
+    with FakeServer(answer).run_in_thread() as server, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        url = server.base_url
+        more = [
+            *("--methods", "10h,kar,palr,duet,lettingo@served,duet@start", "--at", f"start={url},elsewhere"),
+            *("--sample", "2", "--ranking", "1", "--ranking-methods", "duet", "--choice", "--constrained"),
+            *("--recommender-model", "frozen", "--transfer-to", f"{url},second", "--embedder", f"{url},vectors"),
+            *("--extra-body", json.dumps(THINKING_OFF)),
+        ]
+        assert main(words(server, data, out, *more)) == 0
+        return list(server.requests)
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        (PROFILE, "fake"),
+        (PROFILE, "served"),
+        (PROFILE, "elsewhere"),
+        (RATING, "frozen"),
+        (RATING, "second"),
+        (CHOICE, "frozen"),
+    ],
+    ids="-".join,
+)
+def test_extra_body_is_in_every_chat_request(with_body: list[Request], asked_for: tuple[str, str]) -> None:
+    """Whatever is asked of a chat model, be it profile, rating or choice, carries the fields of --extra-body."""
+    chats = [request.json for request in with_body if request.path.endswith("/chat/completions")]
+    bodies = [chat.get("chat_template_kwargs") for chat in chats if kind(chat) == asked_for]
+    assert bodies == [{"enable_thinking": False}] * len(bodies) != []
+
+
+def test_no_request_is_overlooked(with_body: list[Request]) -> None:
+    """All requests are chats of those kinds with the fields, or embeddings or lists of models without them."""
+    seen = {(request.path.rpartition("/v1/")[2], b"chat_template_kwargs" in request.body) for request in with_body}
+    assert seen == {("chat/completions", True), ("embeddings", False), ("models", False)}
+
+
 def test_minimum_mass_is_a_setting(data: Path, tmp_path: Path) -> None:
     """Whoever accepts any mass gets a prediction for every row."""
     with FakeServer(thinks).run_in_thread() as server:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--at", action="append", metavar="NAME=URL,MODEL", help="where METHOD@NAME asks; may be repeated"
     )
-    model.add_argument("--extra-body", metavar="JSON", help="merged into the requests, to turn thinking off")
+    model.add_argument("--extra-body", metavar="JSON", help="merged into every chat request, to turn thinking off")
     model.add_argument("--api-key-env", default="DUET_API_KEY", metavar="NAME", help="holds the key [DUET_API_KEY]")
     model.add_argument("--recommender-base-url", metavar="URL", help="default: the profiler's")
     model.add_argument("--recommender-model", metavar="NAME", help="default: the profiler's")

@@ -154,7 +154,8 @@ async def _hits(
     tools: Tools,
 ) -> Floats:
     """1 for each row where the likeliest letter is the right one, a share where it ties; nan where there is none."""
-    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20)
+    body = tools.sampling.extra_body
+    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20, extra_body=body)
 
     async def hit(row: int) -> float:
         text = user_text(made[row].profile)

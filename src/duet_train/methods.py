@@ -44,7 +44,7 @@ class Tools:
         judge: The recommender's endpoint, for next-item choice.
         ledger: Where every finished generation is kept.
         prompt: DUET's prompt; its limits hold for the baselines too.
-        sampling: Of the profiles.
+        sampling: Of the profiles; its `extra_body` is in every chat request of the evaluation.
         constrained: Decode under grammars.
         domain: What the items are, for KAR's factors.
         embedder: For alignment and the whole catalogue; None leaves them out.

@@ -88,7 +88,7 @@ def named_addresses(options: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def extra_body(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of the engine's own for every request.
+    """Fields of the engine's own for every chat request: those for embeddings are no chat, and servers refuse them.
 
     Args:
         args: With `extra_body`.
