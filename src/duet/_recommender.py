@@ -96,6 +96,7 @@ class LLMRecommender:
         self._minimum_mass = minimum_mass
         self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars, guarded=guarded)
         self.scale: RatingScale = scale
+        self.mode: RatingMode = mode
         self._ledger = ledger
         self._labels = self._prompt.labels if mode == "expected" else {}
         self._sampling = one_scored_token(sampling) if mode == "expected" else few_tokens(sampling)

@@ -26,6 +26,7 @@ from duet import (
 from duet_train.asked import check_runs, evaluated, names, pairs_of
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.methods import METHODS, Tools
+from duet_train.modes import Mode, decide
 from duet_train.settings import check_address
 
 
@@ -152,7 +153,7 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
         embedded = args.local and judge is default
         yield Tools(
             endpoint=endpoint_of,
-            recommender=_frozen(args, judge, data, ledger, embedded=embedded),
+            recommender=await _frozen(args, judge, data, ledger, embedded=embedded),
             judge=judge,
             ledger=ledger,
             prompt=prompt,
@@ -178,7 +179,7 @@ async def open_second(args: argparse.Namespace, data: Prepared, ledger: Ledger) 
     """
     address, model = address_and_model(args.transfer_to, "--transfer-to")
     async with HTTPEndpoint(address, model, api_key=_key(args)) as endpoint:
-        yield _recommender(args, endpoint, data, ledger)
+        yield await _recommender(args, endpoint, data, ledger)
 
 
 async def _endpoints(
@@ -211,32 +212,35 @@ def _only(engine: Endpoint, model: str | None) -> Endpoint:
     return engine
 
 
-def _frozen(
+async def _frozen(
     args: argparse.Namespace, judge: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool
 ) -> Recommender:
     if args.recommender_head is None:
-        return _recommender(args, judge, data, ledger, embedded=embedded)
+        return await _recommender(args, judge, data, ledger, embedded=embedded)
     from duet_train.head import HeadRecommender
 
     return HeadRecommender.load(args.recommender_head)
 
 
-def _recommender(
+async def _recommender(
     args: argparse.Namespace, endpoint: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool = False
 ) -> LLMRecommender:
-    # `recent` is the most it would show; which rows it may show is decided by the user it is given.
-    return LLMRecommender(
-        endpoint,
-        mode=args.mode,
-        scale=data.scale,
-        recent=max(10, int(data.settings["recent"])),
-        review_chars=args.review_chars,
-        sampling=Sampling(
-            temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
-        ),
-        ledger=ledger,
-        minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
-    )
+    def asking(mode: Mode) -> LLMRecommender:
+        # `recent` is the most it would show; which rows it may show is decided by the user it is given.
+        return LLMRecommender(
+            endpoint,
+            mode=mode,
+            scale=data.scale,
+            recent=max(10, int(data.settings["recent"])),
+            review_chars=args.review_chars,
+            sampling=Sampling(
+                temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
+            ),
+            ledger=ledger,
+            minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
+        )
+
+    return asking(await decide(args.mode, asking, gives_logprobs=embedded))
 
 
 def least_mass(asked: float | None, *, embedded: bool) -> float:
