@@ -112,6 +112,23 @@ POLICY = "lettingo-policy"
 METHODS = ("10h", "template", *PROMPTED, POLICY, *LADDER)
 
 
+def parse_method(name: str) -> tuple[str, str]:
+    """The method and, where one is named, the model or adapter that it asks.
+
+    Args:
+        name: One of `METHODS`, or with a model or adapter as "duet@NAME".
+
+    Raises:
+        ConfigurationError: There is no such method, or it takes no model.
+    """
+    method, _, model = name.partition("@")
+    if method not in METHODS:
+        raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    if model and method in ("10h", "template"):
+        raise ConfigurationError(f"{name!r}: {method} asks no model")
+    return method, model
+
+
 def build(name: str, tools: Tools) -> Profiler:
     """The profiler of a method.
 
@@ -122,11 +139,7 @@ def build(name: str, tools: Tools) -> Profiler:
     Raises:
         ConfigurationError: There is no such method, or it takes no model.
     """
-    method, _, model = name.partition("@")
-    if method not in METHODS:
-        raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
-    if model and method in ("10h", "template"):
-        raise ConfigurationError(f"{name!r}: {method} asks no model")
+    method, model = parse_method(name)
     prompt = tools.prompt
     limits: dict[str, Any] = {
         "history_limit": prompt.history_limit,

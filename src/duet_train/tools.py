@@ -25,7 +25,7 @@ from duet import (
 )
 from duet_train.asked import check_runs, evaluated, names, pairs_of
 from duet_train.data.prepared import Prepared, PreparedExample
-from duet_train.methods import METHODS, Tools
+from duet_train.methods import METHODS, Tools, parse_method
 from duet_train.modes import Mode, decide
 from duet_train.settings import check_address
 
@@ -43,6 +43,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigurationError("--concurrency must be at least 1, and --ranking not negative")
     if not names(args.methods):
         raise ConfigurationError(f"--methods names none: there are {', '.join(METHODS)}")
+    for name in evaluated(args):
+        parse_method(name)
     if missing := sorted(set(names(args.ranking_methods or "")) - set(evaluated(args))):
         raise ConfigurationError(f"--ranking-methods has {missing[0]!r}, which --methods has not")
     elsewhere = named_addresses(args.at or ())
