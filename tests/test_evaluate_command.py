@@ -119,9 +119,9 @@ def test_terminal_shows_the_file(ran: Ran) -> None:
 
 
 def test_rows_are_on_disk(ran: Ran) -> None:
-    """The same rows for every method: their numbers are written."""
+    """The same rows for every method: their numbers are written, and how the recommender is asked."""
     found = json.loads((ran.out / "rows.json").read_text())
-    assert found == {"split": "test", "seed": 0, "rows": [42, 43, 44, 45, 46, 47]}
+    assert found == {"split": "test", "seed": 0, "rows": [42, 43, 44, 45, 46, 47], "mode": "expected"}
 
 
 def test_results_hold_every_method(ran: Ran) -> None:

@@ -299,6 +299,25 @@ def test_other_recommender_in_the_same_folder_is_decided_anew(data: Prepared, tm
     assert facts["recommender"] == "other, mode expected"
 
 
+@pytest.mark.parametrize("mode", ["decimal", "expected"])
+def test_evaluation_that_did_not_finish_goes_on_in_its_mode(data: Prepared, tmp_path: Path, mode: str) -> None:
+    """Without results the ledger knows what the server said."""
+    with FakeServer(gives if mode == "expected" else keeps_quiet).run_in_thread() as server:
+        evaluated(data, tmp_path, server)
+        (tmp_path / "results.json").unlink()
+        asked = len(server.requests)
+        assert evaluated(data, tmp_path, server)["recommender"] == f"the same, mode {mode}"
+        assert len(server.requests) == asked
+
+
+def test_evaluation_that_0_1_began_goes_on_as_expected(data: Prepared, tmp_path: Path) -> None:
+    """Its rows name no mode: it is the default of 0.1, and the server is not asked for it."""
+    (tmp_path / "rows.json").write_text('{"split": "test", "seed": 0, "rows": [1]}')
+    with FakeServer(gives).run_in_thread() as server:
+        assert evaluated(data, tmp_path, server)["recommender"] == "the same, mode expected"
+        assert not any("title: unknown title" in request.body.decode() for request in server.requests)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"facts": {"recommender": 1}}'], ids=repr)
 def test_results_that_cannot_be_read_decide_nothing(data: Prepared, tmp_path: Path, text: str) -> None:
     """A file that holds no results is as good as none."""

@@ -122,8 +122,9 @@ async def _evaluate(args: argparse.Namespace) -> int:
     sets = _candidates(args, ranked, catalogue)
     args.out.mkdir(parents=True, exist_ok=True)
     args.mode = _earlier_mode(args) if args.mode == AUTO else args.mode
-    _write(args.out / "rows.json", {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]})
     async with open_tools(args, data, rows) as tools:
+        drawn = {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]}
+        _write(args.out / "rows.json", drawn | {"mode": getattr(tools.recommender, "mode", None)})
         methods = {name: _counted(name, tools) for name in evaluated(args)}
         judged = await _judge(args, rows, methods, tools)
         write_predictions(args.out / PREDICTIONS, rows, baselines, judged)
@@ -285,14 +286,26 @@ def _mode_of(recommender: Recommender) -> str:
 
 
 def _earlier_mode(args: argparse.Namespace) -> str:
-    """The mode of the results that are already in the folder, where they are of the same models; else "auto"."""
+    """The mode of the results that are already in the folder, where they are of the same models; else "auto".
+
+    Where 0.1 began and there are no results yet, it is "expected": the default that it had, for it noted none.
+    """
+    facts = _read(args.out / "results.json").get("facts")
+    if isinstance(facts, dict):
+        name, _, mode = str(facts.get("recommender")).rpartition(_MODE)
+        same = (facts.get("profiler"), name) == (_profiler_named(args), _recommender_named(args))
+        return mode if same and mode in MODES else AUTO
+    rows = _read(args.out / "rows.json")
+    return "expected" if rows and "mode" not in rows else AUTO
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is none that can be read."""
     try:
-        facts = json.loads((args.out / "results.json").read_text(encoding="utf-8"))["facts"]
-        name, _, mode = facts["recommender"].rpartition(_MODE)
-        same = (facts["profiler"], name) == (_profiler_named(args), _recommender_named(args))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return AUTO
-    return mode if same and mode in MODES else AUTO
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _bar:
