@@ -189,7 +189,7 @@ async def recommenders(head: Path | None, scale: RatingScale) -> AsyncIterator[d
     sampling = Sampling(temperature=0.0, top_logprobs=200)
     async with local.engine(context=2048, threads=1) as endpoint:
         yield {
-            name: LLMRecommender(endpoint, scale=scale, sampling=sampling, guarded=guarded)
+            name: LLMRecommender(endpoint, scale=scale, sampling=sampling, guarded=guarded, minimum_mass=0.0)
             for name, guarded in (("guard off", False), ("guard on", True))
         }
 

@@ -119,9 +119,9 @@ def test_terminal_shows_the_file(ran: Ran) -> None:
 
 
 def test_rows_are_on_disk(ran: Ran) -> None:
-    """The same rows for every method: their numbers are written."""
+    """The same rows for every method: their numbers are written, and how the recommender is asked."""
     found = json.loads((ran.out / "rows.json").read_text())
-    assert found == {"split": "test", "seed": 0, "rows": [42, 43, 44, 45, 46, 47]}
+    assert found == {"split": "test", "seed": 0, "rows": [42, 43, 44, 45, 46, 47], "mode": "expected"}
 
 
 def test_results_hold_every_method(ran: Ran) -> None:
@@ -296,6 +296,102 @@ def test_nothing_predicted_is_exit_code_1(data: Path, tmp_path: Path) -> None:
     assert sum(template["failures"].values()) == 2
 
 
+THINKING_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def thinks(request: Request) -> Answer:
+    """Begins every answer of one token with a thought, unless the request switches that off."""
+    if not (request.json or {}).get("logprobs") or request.json.get("chat_template_kwargs"):
+        return answer(request)
+    tops = (("<think>", 0.0), *((str(rating), -20.0) for rating in range(1, 6)))
+    return Answer("<think>", logprobs=(TokenLogprob("<think>", 0.0, tops),))
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["recommender", "second recommender"])
+def test_model_that_thinks_is_no_recommender(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], second: bool
+) -> None:
+    """Rows for which it would think first have no prediction, and the table counts them and says what to do."""
+    with FakeServer(answer).run_in_thread() as plain, FakeServer(thinks).run_in_thread() as thinking:
+        first, other = (plain, thinking) if second else (thinking, plain)
+        more = ["--methods", "template", "--sample", "3", "--transfer-to", f"{other.base_url},second"]
+        assert main(words(first, data, tmp_path, *more)) == (0 if second else 1)
+    found = results(tmp_path)["transfer" if second else "methods"]["template"]
+    assert (found["failures"], found["rating"]["parse_rate"]) == ({"RatingError": 3}, 0.0)
+    title = f"### Rows without a prediction{', before the second recommender' if second else ''}\n\n"
+    noted = capsys.readouterr().out.split(title)[1].splitlines()[0]
+    assert noted.startswith("- template: 3 RatingError, the first: the labels 1, 2, 3, 4, 5 have")
+    assert '{"chat_template_kwargs": {"enable_thinking": false}}' in noted
+
+
+def test_model_whose_thinking_is_off_recommends(data: Path, tmp_path: Path) -> None:
+    """With the setting that the message names, every row has a prediction."""
+    more = ["--methods", "template", "--sample", "3", "--extra-body", json.dumps(THINKING_OFF)]
+    with FakeServer(thinks).run_in_thread() as server:
+        assert main(words(server, data, tmp_path, *more)) == 0
+    found = results(tmp_path)["methods"]["template"]
+    assert (found["failures"], found["rating"]["parse_rate"]) == ({}, 1.0)
+
+
+PROFILE, RATING, CHOICE = "profile", "rating", "choice"
+
+
+def kind(request: dict[str, Any]) -> tuple[str, str]:
+    """What a chat request asks for, and of which model."""
+    if not request.get("logprobs"):
+        return PROFILE, request["model"]
+    return CHOICE if "Letter:" in request["messages"][1]["content"] else RATING, request["model"]
+
+
+@pytest.fixture(scope="module")
+def with_body(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
+    """All that an evaluation with every table, model and address asks, with a body of the engine's own."""
+    out = tmp_path_factory.mktemp("body") / "out"
+    with FakeServer(answer).run_in_thread() as server, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        url = server.base_url
+        more = [
+            *("--methods", "10h,kar,palr,duet,lettingo@served,duet@start", "--at", f"start={url},elsewhere"),
+            *("--sample", "2", "--ranking", "1", "--ranking-methods", "duet", "--choice", "--constrained"),
+            *("--recommender-model", "frozen", "--transfer-to", f"{url},second", "--embedder", f"{url},vectors"),
+            *("--extra-body", json.dumps(THINKING_OFF)),
+        ]
+        assert main(words(server, data, out, *more)) == 0
+        return list(server.requests)
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        (PROFILE, "fake"),
+        (PROFILE, "served"),
+        (PROFILE, "elsewhere"),
+        (RATING, "frozen"),
+        (RATING, "second"),
+        (CHOICE, "frozen"),
+    ],
+    ids="-".join,
+)
+def test_extra_body_is_in_every_chat_request(with_body: list[Request], asked_for: tuple[str, str]) -> None:
+    """Whatever is asked of a chat model, be it profile, rating or choice, carries the fields of --extra-body."""
+    chats = [request.json for request in with_body if request.path.endswith("/chat/completions")]
+    bodies = [chat.get("chat_template_kwargs") for chat in chats if kind(chat) == asked_for]
+    assert bodies == [{"enable_thinking": False}] * len(bodies) != []
+
+
+def test_no_request_is_overlooked(with_body: list[Request]) -> None:
+    """All requests are chats of those kinds with the fields, or embeddings or lists of models without them."""
+    seen = {(request.path.rpartition("/v1/")[2], b"chat_template_kwargs" in request.body) for request in with_body}
+    assert seen == {("chat/completions", True), ("embeddings", False), ("models", False)}
+
+
+def test_minimum_mass_is_a_setting(data: Path, tmp_path: Path) -> None:
+    """Whoever accepts any mass gets a prediction for every row."""
+    with FakeServer(thinks).run_in_thread() as server:
+        more = ["--methods", "template", "--sample", "3", "--minimum-mass", "0"]
+        assert main(words(server, data, tmp_path, *more)) == 0
+    assert results(tmp_path)["methods"]["template"]["rating"]["parse_rate"] == 1.0
+
+
 # Mistakes
 
 
@@ -312,6 +408,7 @@ def test_nothing_predicted_is_exit_code_1(data: Path, tmp_path: Path) -> None:
         (["--ranking", "2", "--negatives", "hard"], "no negatives 'hard'"),
         (["--ranking", "-1"], "--ranking not negative"),
         (["--ranking-methods", "kar"], "'kar', which --methods has not"),
+        (["--minimum-mass", "1.5"], "--minimum-mass must lie from 0 to 1"),
         (["--concurrency", "0"], "--concurrency must be at least 1"),
         (["--base-url", "", "--local", "--recommender-model", "other"], "--recommender-model needs"),
     ],

@@ -122,6 +122,27 @@ def test_every_method_has_its_line_in_every_table(results: dict[str, Any]) -> No
         assert [line.split("|")[1].strip() for line in lines] == ["median", "duet", "lost"], title
 
 
+def test_rows_without_a_prediction_are_counted(results: dict[str, Any]) -> None:
+    """A section of its own says how many rows have none, by method and error."""
+    assert section(markdown(results), "Rows without a prediction").splitlines() == [
+        "- duet: 1 TimeoutError",
+        "- lost: 3 TimeoutError",
+    ]
+
+
+def test_first_error_of_a_kind_is_quoted() -> None:
+    """What the first error says stands beside the count."""
+    lost = attrs.evolve(judged(math.nan, 4, 4), reasons={"TimeoutError": "it took too long"})
+    found = assemble(GOLD, {"median": np.full(3, 4.0)}, {"duet": lost}) | {"facts": {}}
+    assert "- duet: 1 TimeoutError, the first: it took too long" in markdown(found).splitlines()
+
+
+def test_section_of_failures_is_left_out_where_none_is() -> None:
+    """Where every row has a prediction there is nothing to list."""
+    found = assemble(GOLD, {"median": np.full(3, 4.0)}, {"duet": judged(5, 4, 4)}) | {"facts": {}}
+    assert "without a prediction" not in markdown(found)
+
+
 def test_results_from_disk_give_the_same_tables(results: dict[str, Any]) -> None:
     """Results as JSON holds them, without nan and infinity, read as those in memory."""
     assert markdown(_finite(results)) == markdown(results)

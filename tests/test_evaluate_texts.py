@@ -13,6 +13,7 @@ from prepare_oracle import Rated
 
 from duet import (
     Completion,
+    EndpointRejected,
     Item,
     JointProfile,
     Ledger,
@@ -196,29 +197,53 @@ def test_choice_is_lettered_in_order() -> None:
 
 
 async def test_scores_are_those_of_the_letters() -> None:
-    """Each item has its letter's log-probability, white space aside and the likelier of two spellings."""
-    endpoint = ScriptedEndpoint(letters(("A", -3.0), (" B", -0.5), (" A", -1.0), ("x", 0.0)))
-    assert await choose(endpoint, "words", ["one", "two"], sampling=SAMPLING, ledger=None) == [-1.0, -0.5]
+    """Each item has its letter's log-probability; the same letter with a space before it is no other label."""
+    endpoint = ScriptedEndpoint(letters(("A", -3.0), (" B", -0.5), ("▁A", -2.0), ("x", -3.0)))
+    found = await choose(endpoint, "words", ["one", "two"], sampling=SAMPLING, ledger=None)
+    assert found == pytest.approx([math.log(math.exp(-3) + math.exp(-2)), -0.5])
 
 
 async def test_missing_letter_is_less_likely_than_any_other() -> None:
     """A letter that is not among the likeliest tokens is not unknown: it is last."""
     endpoint = ScriptedEndpoint(letters(("B", -0.5), ("A", -7.0)))
     found = await choose(endpoint, "words", ["one", "two", "three"], sampling=SAMPLING, ledger=None)
-    assert found == [-7.0, -0.5, -math.inf]
+    assert found == pytest.approx([-7.0, -0.5, -math.inf])
 
 
 async def test_chosen_letter_counts_where_the_server_leaves_it_out() -> None:
     """Some servers list alternatives only: the token itself is one of the likeliest."""
-    endpoint = ScriptedEndpoint(letters(("B", -2.0), chosen="A"))
-    assert (await choose(endpoint, "words", ["one", "two"], sampling=SAMPLING, ledger=None))[0] == -9.0
+    endpoint = ScriptedEndpoint(letters(("B", -0.1), chosen="A"))
+    found = await choose(endpoint, "words", ["one", "two"], sampling=SAMPLING, ledger=None)
+    assert found[0] == pytest.approx(-9.0)
 
 
-@pytest.mark.parametrize("answer", [letters(("x", 0.0), chosen="x"), Completion("A"), letters(("C", 0.0), chosen="C")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        letters(("x", 0.0), chosen="x"),
+        letters(("C", 0.0), chosen="C"),
+        letters(("<think>", 0.0), ("A", -20.0), chosen="<think>"),
+        letters(("A", -1.0), ("x", -0.5), chosen="x"),
+    ],
+    ids=["no letter", "another letter", "thinks", "less than half"],
+)
 async def test_no_letter_is_no_choice(answer: Completion) -> None:
-    """An answer without log-probabilities, or of other letters alone, is a failure."""
-    with pytest.raises(RatingError, match="no letter"):
+    """An answer in which the letters shown have less than half of the probability is a failure."""
+    with pytest.raises(RatingError, match="the labels A, B"):
         await choose(ScriptedEndpoint(answer), "words", ["one", "two"], sampling=SAMPLING, ledger=None)
+
+
+async def test_no_logprobs_for_a_choice_are_the_endpoints_fault() -> None:
+    """An answer without log-probabilities chooses nothing, and that is not the model's fault."""
+    with pytest.raises(EndpointRejected, match="no log-probabilities"):
+        await choose(ScriptedEndpoint(Completion("A")), "words", ["one", "two"], sampling=SAMPLING, ledger=None)
+
+
+async def test_a_lower_minimum_accepts_an_unlikely_letter() -> None:
+    """A model that spreads its bets may be asked all the same."""
+    endpoint = ScriptedEndpoint(letters(("x", -0.1), ("A", -4.0), chosen="x"))
+    found = await choose(endpoint, "words", ["one", "two"], sampling=SAMPLING, ledger=None, minimum_mass=0.0)
+    assert found == pytest.approx([-4.0, -math.inf])
 
 
 async def test_choice_is_kept_in_the_ledger(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from duet import ConfigurationError, ProfileSchema, RatingScale
 from duet.testing import Answer, FakeServer, Request, ScriptedEndpoint, completion_text
 from duet_train.__main__ import main
+from duet_train.card import read_card
 from duet_train.dataset import training_rows
 from duet_train.exploration import distinct, expected_best, figures, markdown, strategies, word_likeness
 from duet_train.explore import PATIENCE, ExploreSettings
@@ -231,13 +232,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("explore") / "data").directory
 
 
-def words_of(server: FakeServer, data: Path, out: Path, *more: str) -> list[str]:
+def words_of(server: FakeServer, data: Path, out: Path, *more: str, mode: str = "decimal") -> list[str]:
     """A command line: two models at two temperatures, eight samples for each of four examples."""
     url = server.base_url
     return [
         *("explore", "--data", str(data), "--output_dir", str(out), "--rows", "4"),
         *("--generators", f"{url},one,{url},two", "--temperatures", "0.5,1.0", "--samples", "8"),
         *("--recommender", f"{url},judge", "--sides", "user", "--sections", "profile", "--history_limit", "3"),
+        *("--recommender_mode", mode),
         *more,
     ]
 
@@ -356,6 +358,22 @@ def test_refused_example_is_left_for_the_next_run(
         assert main(words_of(server, data, tmp_path)) == 0
         assert generations(server.requests[before:]).total() == 1
     assert len(read_groups(group_file(tmp_path))) == 4
+
+
+@pytest.mark.parametrize("before", ["decimal", "integer"])
+def test_groups_go_on_in_the_mode_they_were_scored_in(
+    data: Path, tmp_path: Path, before: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups of 0.1, scored by decimals since nobody said otherwise, are gone on with in the same way."""
+    with FakeServer(answer).run_in_thread() as server:
+        assert main(words_of(server, data, tmp_path, mode=before)) == 0
+        asked = len(server.requests)
+        assert main(words_of(server, data, tmp_path, "--rows", "5", mode="auto")) == 0
+        later = [request.json for request in server.requests[asked:] if request.json["model"] == "judge"]
+    assert later
+    assert not any(request.get("logprobs") for request in later)
+    assert read_card(tmp_path)["settings"]["recommender_mode"] == before
+    assert len(read_groups(group_file(tmp_path))) == 5
 
 
 def test_dead_endpoint_ends_the_run_early(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from duet import (
     CueExtractor,
     CuePrompt,
     Cues,
+    EndpointRejected,
     Example,
     Interaction,
     Item,
@@ -29,7 +30,6 @@ from duet import (
     LedgerError,
     LLMRecommender,
     NextItemReward,
-    RatingError,
     RatingReward,
     RewardEnv,
     Sampling,
@@ -188,7 +188,7 @@ async def test_every_method_of_an_evaluation_forgets(path: Path, name: str, gone
 async def test_chosen_items_are_somebodys_too(path: Path) -> None:
     """A choice by the profile of a user goes with the user."""
     async with Ledger(path) as ledger:
-        with suppress(RatingError):
+        with suppress(EndpointRejected):
             sampling = Sampling(max_tokens=1)
             await choose(ScriptedEndpoint("A"), "words", ["x", "y"], sampling=sampling, ledger=ledger, users=["ann"])
         assert await ledger.forget("ann") == 1

@@ -14,7 +14,7 @@ from evaluations import Letters, Reader, log, prepared, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duet import Item, JointProfile, Profile, Rating, Usage, User
+from duet import Item, JointProfile, Profile, Rating, RatingError, Usage, User
 from duet_train.baselines import HistoryOnly
 from duet_train.data.prepared import Prepared, PreparedExample
 from duet_train.judging import Judgement, derangement, in_order, judge, raw_user, rejudge
@@ -130,6 +130,20 @@ async def test_method_sees_the_rows_for_the_profile(rows: list[PreparedExample])
     profiler = Letters()
     await judged(rows, profiler, Reader())
     assert set(profiler.calls) == {(row.profile_user, row.example.item) for row in rows}
+
+
+async def test_reason_of_each_kind_of_failure_is_kept(rows: list[PreparedExample]) -> None:
+    """Of the errors of this package the first of a kind is quoted on one line, of any other only the name is known."""
+
+    def answer(user: User, item: Item, profile: JointProfile) -> float:
+        if user.id == "u1":
+            raise KeyError("somebody's secret")
+        raise RatingError(f"no\nrating for {user.id}")
+
+    found = await judge(rows, Letters(), Reader(answer), concurrency=1, seed=0)
+    users = [row.recent_user.id for row in rows]
+    assert Counter(found.errors) == {"RatingError": 5, "KeyError": 1}
+    assert found.reasons == {"RatingError": f"no rating for {next(user for user in users if user != 'u1')}"}
 
 
 async def test_failed_profile_fails_all_three_predictions_of_its_row(rows: list[PreparedExample]) -> None:

@@ -128,7 +128,8 @@ async def test_stream_under_the_grammar_is_a_profile(running: local.LocalEngine)
 async def test_expected_rating_is_on_the_scale(running: local.LocalEngine) -> None:
     """The engine gives the log-probabilities that an expected rating is made of."""
     async with running.endpoint() as endpoint:
-        recommender = LLMRecommender(endpoint, sampling=Sampling(temperature=0.0, top_logprobs=200))
+        sampling = Sampling(temperature=0.0, top_logprobs=200)
+        recommender = LLMRecommender(endpoint, sampling=sampling, minimum_mass=0.0)
         rating = await recommender.predict(EXAMPLE.user, EXAMPLE.item, None)
     assert 1 <= rating.value <= 5
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import json
 import math
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,12 @@ USER = User("ann", HISTORY, name="Ann")
 ITEM = Item("atlas", title="Atlas", attributes={"genre": "maps", "year": "1999"})
 PROFILE = JointProfile(user=Profile(text="Loves maps."), item=Profile(text="An atlas of rivers."))
 TEN = RatingScale(1, 10)
+PICKLED_BY_0_1 = base64.b64decode(
+    "gASV3QAAAAAAAACMDWR1ZXQuX3Jlc3VsdHOUjAZSYXRpbmeUk5QpgZR9lCiMBXZhbHVllEdADAAAAAAAAIwEdGV4dJSMATSUjA1w"
+    "cm9iYWJpbGl0aWVzlEdACAAAAAAAAEc/4AAAAAAAAIaUR0AQAAAAAAAARz/gAAAAAAAAhpSGlIwFdXNhZ2WUaACMBVVzYWdllJOU"
+    "KYGUfZQojA1wcm9tcHRfdG9rZW5zlEtajBFjb21wbGV0aW9uX3Rva2Vuc5RLAYwNY2FjaGVkX3Rva2Vuc5RLAIwJZXN0aW1hdGVk"
+    "lIl1YnViLg=="
+)
 
 
 def scored(*alternatives: tuple[str, float], chosen: tuple[str, float] | None = None) -> Completion:
@@ -88,12 +98,12 @@ async def asked(profile: JointProfile | None = PROFILE, **settings: Any) -> tupl
 )
 async def test_expected_rating_is_the_mean_over_the_labels(alternatives: list[tuple[str, float]], mean: float) -> None:
     """The rating is the mean of the labels under their probabilities, normalised over the labels alone."""
-    assert (await predict(scored(*alternatives))).value == pytest.approx(mean)
+    assert (await predict(scored(*alternatives), minimum_mass=0)).value == pytest.approx(mean)
 
 
 async def test_probabilities_are_normalised_and_ascending() -> None:
     """The distribution names every rating of the scale, lowest first, and sums to one."""
-    rating = await predict(scored(("5", 0.2), ("3", 0.2), ("The", 0.6)))
+    rating = await predict(scored(("5", 0.3), ("3", 0.3), ("The", 0.4)))
     assert list(rating.probabilities) == [(1.0, 0.0), (2.0, 0.0), (3.0, 0.5), (4.0, 0.0), (5.0, 0.5)]
 
 
@@ -148,9 +158,171 @@ async def test_no_label_among_the_tokens_is_a_rating_error(tops: list[tuple[str,
 def test_expected_rating_lies_between_the_labels(tops: list[tuple[str, float]]) -> None:
     """The mean never leaves the range of the labels that had any weight."""
     entry = TokenLogprob(tops[0][0], tops[0][1], tuple(tops))
-    rating = anyio.run(predict, Completion("", logprobs=(entry,)))
+    rating = anyio.run(functools.partial(predict, minimum_mass=0), Completion("", logprobs=(entry,)))
     found = [int(token) for token, _ in tops]
     assert min(found) - 1e-9 <= rating.value <= max(found) + 1e-9
+
+
+THOUGHT = ("<think>", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "mass"),
+    [
+        ([("4", 1.0)], 1.0),
+        ([("4", 0.5), ("2", 0.25), ("The", 0.25)], 0.75),
+        ([("▁4", 0.25), ("4", 0.25), (" 4", 0.125), ("Ġ4", 0.125)], 0.75),
+        ([("\n5", 0.5), ("Ċ5", 0.25)], 0.75),
+        ([("4", 0.75), ("4", 0.75)], 1.0),
+    ],
+    ids=["certain", "word beside", "spaces", "line feeds", "never above one"],
+)
+async def test_mass_of_the_labels_is_on_the_rating(alternatives: list[tuple[str, float]], mass: float) -> None:
+    """The rating says how probable all labels were together, however a vocabulary writes the space before them."""
+    assert (await predict(scored(*alternatives))).mass == pytest.approx(mass)
+
+
+@pytest.mark.parametrize("mark", ["▁", "Ġ", " ", "\n", "Ċ", "\u00a0"], ids=ascii)
+async def test_a_label_with_a_space_is_the_same_label(mark: str) -> None:
+    """The two ways to write 4 have the larger part of the probability together, and no other label gains by it."""
+    rating = await predict(scored(("4", 0.25), (f"{mark}4", 0.25), ("1", 0.5)))
+    assert rating.probabilities == ((1.0, 0.5), (2.0, 0.0), (3.0, 0.0), (4.0, 0.5), (5.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    "alternatives",
+    [
+        [THOUGHT, ("1", math.exp(-20)), ("2", math.exp(-20)), ("3", math.exp(-25))],
+        [("The", 0.7), ("2", 0.2), ("3", 0.1)],
+        [("4", 0.49), ("I", 0.4)],
+        [THOUGHT],
+    ],
+    ids=["thinks", "words", "just below half", "no label at all"],
+)
+async def test_a_small_mass_is_a_rating_error(alternatives: list[tuple[str, float]]) -> None:
+    """Where the labels have less than half of the probability, what is left of them is no rating."""
+    with pytest.raises(RatingError) as caught:
+        await predict(scored(*alternatives))
+    assert caught.value.text == alternatives[0][0]
+
+
+async def test_error_says_that_the_model_thinks_and_how_to_stop_it() -> None:
+    """The message of a small mass names the likeliest token, the cause, and the setting to change."""
+    with pytest.raises(RatingError) as caught:
+        await predict(scored(THOUGHT, ("4", math.exp(-20))))
+    for part in (
+        "'<think>'",
+        "thinks",
+        "extra_body",
+        '{"chat_template_kwargs": {"enable_thinking": false}}',
+        "decimal",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("minimum", [0.0, 1e-9, 0.3])
+async def test_a_lower_minimum_accepts_less(minimum: float) -> None:
+    """A caller who knows the model may accept any mass but none at all."""
+    rating = await predict(scored(("The", 0.7), ("2", 0.2), ("3", 0.1)), minimum_mass=minimum)
+    assert [rating.value, rating.mass] == pytest.approx([7 / 3, 0.3])
+
+
+async def test_a_higher_minimum_accepts_more_only() -> None:
+    """A minimum of 1 refuses what leaves a part to other tokens."""
+    with pytest.raises(RatingError):
+        await predict(scored(("4", 0.9), ("The", 0.1)), minimum_mass=1)
+
+
+@pytest.mark.parametrize("minimum", [-0.1, 1.1, math.nan])
+def test_minimum_mass_is_a_probability(minimum: float) -> None:
+    """A minimum that is no probability is refused before anything is asked."""
+    with pytest.raises(ConfigurationError, match="minimum_mass"):
+        LLMRecommender(ScriptedEndpoint("4"), minimum_mass=minimum)
+
+
+@pytest.mark.parametrize("mode", ["decimal", "integer"])
+async def test_written_rating_has_no_mass(mode: str) -> None:
+    """A rating that was read from words has no mass."""
+    assert (await predict("4", mode=mode)).mass is None
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 3.0], ids=str)
+@pytest.mark.parametrize("label", ["4", "The"])
+async def test_what_is_no_logprob_is_the_endpoints_fault(logprob: float, label: str) -> None:
+    """NaN, and a logarithm above zero, are nothing that a rating can be made of: the endpoint's fault."""
+    entry = TokenLogprob("5", -0.1, (("5", -0.1), (label, logprob)))
+    with pytest.raises(EndpointUnavailable, match="log-probability"):
+        await predict(Completion("5", logprobs=(entry,)))
+
+
+@pytest.mark.parametrize("logprob", [-math.inf, -9999.0], ids=str)
+async def test_impossible_alternatives_count_as_nothing(logprob: float) -> None:
+    """Servers write an impossible token as minus infinity, or as a very small number."""
+    entry = TokenLogprob("5", 0.0, (("5", 0.0), ("1", logprob)))
+    assert (await predict(Completion("5", logprobs=(entry,)))).value == 5.0
+
+
+async def over_http(entry: TokenLogprob | dict[str, Any], **settings: Any) -> Rating:
+    """What is predicted from an answer whose body holds these log-probabilities, as they are."""
+    choice = {"index": 0, "message": {"content": "4"}, "finish_reason": "length", "logprobs": {"content": [entry]}}
+    body = json.dumps({"object": "chat.completion", "model": "fake", "choices": [choice]})
+    async with (
+        FakeServer(Answer(body=body)) as server,
+        HTTPEndpoint(server.base_url, "fake", retries=0) as endpoint,
+    ):
+        return await LLMRecommender(endpoint, **settings).predict(USER, ITEM, PROFILE)
+
+
+def written_entry(own: Any, *tops: tuple[str, Any]) -> dict[str, Any]:
+    """OpenAI's object of one token."""
+    return {"token": "4", "logprob": own, "top_logprobs": [{"token": name, "logprob": value} for name, value in tops]}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        written_entry(-0.5, ("4", -0.5), ("2", None)),
+        written_entry(None, ("2", None), ("4", -0.5)),
+        written_entry(-0.5, ("4", None), ("2", None)),
+        {"token": "4", "logprob": -0.5, "top_logprobs": [None]},
+    ],
+    ids=["other", "token's own", "token among the alternatives", "whole entry"],
+)
+async def test_null_alternative_is_left_out(entry: dict[str, Any]) -> None:
+    """An alternative whose log-probability is null says nothing, and the others stay what they are."""
+    rating = await over_http(entry)
+    assert [rating.value, rating.mass] == pytest.approx([4.0, math.exp(-0.5)])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        written_entry(math.nan, ("4", -0.5)),
+        written_entry(-0.5, ("4", -0.5), ("2", math.nan)),
+        written_entry("NaN"),
+        written_entry(math.inf),
+        written_entry(None),
+    ],
+    ids=["own", "alternative", "as text", "infinite", "nothing at all"],
+)
+async def test_nan_over_http_is_the_endpoints_fault(entry: dict[str, Any]) -> None:
+    """A body with NaN for a log-probability is no usable answer."""
+    with pytest.raises(EndpointUnavailable):
+        await over_http(entry)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_rating_survives_pickling(protocol: int) -> None:
+    """A rating with all its fields is the same after a pickle."""
+    rating = Rating(3.5, text="4", probabilities=((3.0, 0.5), (4.0, 0.5)), usage=Usage(90, 1), mass=0.75)
+    assert pickle.loads(pickle.dumps(rating, protocol)) == rating  # noqa: S301 - our own
+
+
+def test_rating_pickled_by_0_1_still_loads() -> None:
+    """A rating that was pickled before there was a mass has none."""
+    rating = pickle.loads(PICKLED_BY_0_1)  # noqa: S301 - our own
+    assert rating == Rating(3.5, text="4", probabilities=((3.0, 0.5), (4.0, 0.5)), usage=Usage(90, 1))
+    assert rating.mass is None
 
 
 async def test_expected_mode_asks_for_one_scored_token() -> None:

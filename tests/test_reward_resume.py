@@ -79,7 +79,8 @@ def test_batch_that_was_killed_asks_only_for_the_rest(tmp_path: Path) -> None:
 
 
 def settings_for(server: FakeServer, data: Path, ledger: Path) -> Settings:
-    return Settings(data=str(data), rows=3, recommender=f"{server.base_url},judge", ledger=str(ledger))
+    judge = f"{server.base_url},judge"
+    return Settings(data=str(data), rows=3, recommender=judge, recommender_mode="decimal", ledger=str(ledger))
 
 
 async def scored(settings: Settings, data: Path) -> list[float | None]:

@@ -90,6 +90,7 @@ def test_weights_of_terms() -> None:
         (["--split", "tset"], "split"),
         (["--rollouts", "vllm"], "rollouts"),
         (["--recommender_mode", "guess"], "recommender_mode"),
+        (["--recommender_minimum_mass", "1.5"], "recommender_minimum_mass"),
         (["--independent", "maybe"], "independent"),
         (["--history_limit", "ten"], "history_limit"),
         (["--max_failed_share", "0"], "max_failed_share"),

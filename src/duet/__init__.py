@@ -30,7 +30,7 @@ from duet._parser import SectionParser, parse_profile, parse_rating
 from duet._profiler import JointProfiler, ProfileStream
 from duet._prompts import CuePrompt, JointPrompt, Message, RatingPrompt, choice_prompt, quote
 from duet._ranking import rank
-from duet._recommender import EmbeddingRecommender, LLMRecommender, Recommender
+from duet._recommender import EmbeddingRecommender, LLMRecommender, Recommender, label_probabilities
 from duet._records import Example, Interaction, Item, RatingScale, User
 from duet._results import (
     Candidate,
@@ -121,6 +121,7 @@ __all__ = [
     "Usage",
     "User",
     "choice_prompt",
+    "label_probabilities",
     "parse_profile",
     "parse_rating",
     "quote",

@@ -12,7 +12,7 @@ from duet._errors import ConfigurationError, EndpointRejected
 from duet._ledger import Ledger, read_through, subjects
 from duet._parser import parse_choice
 from duet._prompts import choice_prompt, quote
-from duet._recommender import expected_rating, few_tokens, one_scored_token
+from duet._recommender import check_mass, expected_rating, few_tokens, one_scored_token
 from duet._records import Example, Item
 from duet._results import Completion, JointProfile
 from duet._settings import Sampling
@@ -43,9 +43,10 @@ class NextItemReward:
         ledger: Where finished generations are kept and looked up.
         weight: Factor in the sum.
         concurrency: Most generations under way.
+        minimum_mass: For "expected": the least probability of all letters shown together, as for `LLMRecommender`.
 
     Raises:
-        ConfigurationError: `mode`, `choices` or `concurrency` cannot work.
+        ConfigurationError: `mode`, `choices`, `concurrency` or `minimum_mass` cannot work.
     """
 
     name: str = "next_item"
@@ -63,7 +64,9 @@ class NextItemReward:
         ledger: Ledger | None = None,
         weight: float = 1.0,
         concurrency: int = 64,
+        minimum_mass: float = 0.5,
     ) -> None:
+        check_mass(minimum_mass)
         if mode not in ("letter", "expected"):
             raise ConfigurationError(f"mode must be 'letter' or 'expected', got {mode!r}")
         if not 2 <= choices <= len(string.ascii_uppercase):
@@ -80,6 +83,7 @@ class NextItemReward:
         self._sampling = one_scored_token(sampling) if mode == "expected" else few_tokens(sampling)
         self._ledger = ledger
         self._concurrency = concurrency
+        self._minimum_mass = minimum_mass
 
     async def score(self, profiles: Sequence[JointProfile], examples: Sequence[Example]) -> list[TermScore]:
         """From 0 to 1 for each profile; an error of the endpoint, or an answer without a letter, is no value.
@@ -99,8 +103,14 @@ class NextItemReward:
         users = subjects(self._ledger, example.user, example.item)
         completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, None, users)
         if self._mode == "expected":
-            return TermScore(_probability(completion, right, len(titles)))
+            return TermScore(self._probability(completion, right, len(titles)))
         return TermScore(float(parse_choice(completion.text, len(titles)) == right))
+
+    def _probability(self, completion: Completion, right: int, options: int) -> float:
+        if not completion.logprobs:
+            raise EndpointRejected("the endpoint gave no log-probabilities: use mode='letter'", status_code=200)
+        labels = {string.ascii_uppercase[at]: int(at == right) for at in range(options)}
+        return expected_rating(completion, labels, self._minimum_mass).value
 
     def _question(self, example: Example) -> tuple[list[str], int]:
         """The titles in the order shown, and the place of the right one."""
@@ -134,9 +144,3 @@ def _drawn(values: Sequence[T], count: int, chance: random.Random) -> list[T]:
         other = place + int(chance.random() * (len(pool) - place))
         pool[place], pool[other] = pool[other], pool[place]
     return pool[:count]
-
-
-def _probability(completion: Completion, right: int, options: int) -> float:
-    if not completion.logprobs:
-        raise EndpointRejected("the endpoint gave no log-probabilities: use mode='letter'", status_code=200)
-    return expected_rating(completion, {string.ascii_uppercase[at]: int(at == right) for at in range(options)}).value

@@ -44,9 +44,11 @@ async def run(args: argparse.Namespace) -> int:
         say(f"The data holds {len(examples)} users with enough history: profiling those.")
     pairs = [(example.user, example.item) for example in examples]
     async with open_endpoint(options, pairs, parallel=min(4, len(pairs))) as endpoint:
-        # The embedded engine gives as many alternatives as are asked for, and a small model spreads its bets.
+        # The embedded engine gives as many alternatives as are asked for, and its small model spreads its bets: the
+        # labels have about three per cent.
         sampling = Sampling(temperature=0.0, seed=42, top_logprobs=200 if options.embedded else None)
-        recommender = LLMRecommender(endpoint, mode=args.mode, scale=data.scale, sampling=sampling)
+        mass = 0.0 if options.embedded else 0.5
+        recommender = LLMRecommender(endpoint, mode=args.mode, scale=data.scale, sampling=sampling, minimum_mass=mass)
         env = RewardEnv([RatingReward(recommender)], schema=options.prompt.schema)
         if len(examples) == 1:
             return await _one(options, endpoint, env, examples[0])

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import attrs
 
 from duet._embedder import Embedder
 from duet._endpoint import Endpoint
-from duet._errors import ConfigurationError, EndpointRejected, RatingError, RecordError
+from duet._errors import ConfigurationError, EndpointRejected, EndpointUnavailable, RatingError, RecordError
 from duet._ledger import Ledger, read_through, subjects
 from duet._parser import parse_rating
 from duet._prompts import RatingMode, RatingPrompt
 from duet._records import Item, RatingScale, User
 from duet._results import Completion, JointProfile, Rating, TokenLogprob
 from duet._settings import Sampling
+
+_SPACE_MARKS = str.maketrans("▁ĠĊ", "   ")  # what vocabularies write for a space and a line feed
+_CERTAIN = 1e-3  # a log-probability may lie above zero by rounding, in bfloat16 too
 
 
 class Recommender(Protocol):
@@ -67,6 +70,12 @@ class LLMRecommender:
         sampling: How to sample; greedy by default. Token limit and log-probabilities are set by the mode; a rating
             that is not among `top_logprobs` counts as impossible, so ask for more where the engine gives more than 20.
         ledger: Where finished generations are kept and looked up.
+        minimum_mass: For "expected": the least probability, 0 to 1, of all labels together. Below it the model wants to
+            say something else, for example to think, and what it gives the labels is no rating. A very small model may
+            need less.
+
+    Raises:
+        ConfigurationError: A setting cannot work.
     """
 
     def __init__(
@@ -80,10 +89,14 @@ class LLMRecommender:
         guarded: bool = False,
         sampling: Sampling = Sampling(temperature=0.0, seed=42),
         ledger: Ledger | None = None,
+        minimum_mass: float = 0.5,
     ) -> None:
+        check_mass(minimum_mass)
         self._endpoint = endpoint
+        self._minimum_mass = minimum_mass
         self._prompt = RatingPrompt(mode=mode, scale=scale, recent=recent, review_chars=review_chars, guarded=guarded)
         self.scale: RatingScale = scale
+        self.mode: RatingMode = mode
         self._ledger = ledger
         self._labels = self._prompt.labels if mode == "expected" else {}
         self._sampling = one_scored_token(sampling) if mode == "expected" else few_tokens(sampling)
@@ -97,15 +110,16 @@ class LLMRecommender:
             profile: Its texts are shown; None shows the records alone.
 
         Raises:
-            EndpointError: The infrastructure's fault; also where "expected" gets no log-probabilities.
-            RatingError: The answer holds no rating on the scale.
+            EndpointError: The infrastructure's fault; also where "expected" gets no log-probabilities, or none that are
+                numbers.
+            RatingError: The answer holds no rating on the scale, or the labels have less than `minimum_mass`.
         """
         messages = self._prompt.render(user, item, profile)
         # The profiles were written from the evidence, so whose rows they were is known here too.
         users = subjects(self._ledger, user, item)
         completion = await read_through(self._ledger, self._endpoint, messages, self._sampling, None, users)
         if self._labels:
-            return expected_rating(completion, self._labels)
+            return expected_rating(completion, self._labels, self._minimum_mass)
         return Rating(parse_rating(completion.text, self.scale), text=completion.text, usage=completion.usage)
 
 
@@ -123,39 +137,91 @@ def few_tokens(sampling: Sampling) -> Sampling:
     return sampling if limited else attrs.evolve(sampling, max_tokens=20)
 
 
-def expected_rating(completion: Completion, labels: dict[str, int]) -> Rating:
+def expected_rating(completion: Completion, labels: dict[str, int], minimum_mass: float) -> Rating:
     """The mean rating under the probabilities of the first token, over the labels that stand for ratings.
 
     Args:
         completion: With log-probabilities.
         labels: One-token answers and their ratings.
+        minimum_mass: As for `label_probabilities`.
+
+    Raises:
+        EndpointError: As from `label_probabilities`.
+        RatingError: As from `label_probabilities`.
+    """
+    weights = dict.fromkeys(labels.values(), 0.0)
+    for label, probability in label_probabilities(completion, labels, minimum_mass=minimum_mass).items():
+        weights[labels[label]] += probability
+    total = math.fsum(weights.values())
+    probabilities = tuple((float(rating), weight / total) for rating, weight in sorted(weights.items()))
+    mean = math.fsum(rating * probability for rating, probability in probabilities)
+    # Rounding may carry the sum a little above one.
+    mass = min(1.0, total)
+    return Rating(mean, text=completion.text, probabilities=probabilities, usage=completion.usage, mass=mass)
+
+
+def label_probabilities(
+    completion: Completion, labels: Iterable[str], *, minimum_mass: float = 0.5
+) -> dict[str, float]:
+    """The probability of each label as the first token of an answer; 0 for one that is not among the likeliest tokens.
+
+    A label with a space before or after it, or with the mark that a vocabulary has for one ("▁4", "Ġ4"), is the same
+    label: their probabilities are added.
+
+    Args:
+        completion: With log-probabilities.
+        labels: One-token answers.
+        minimum_mass: The least sum of the probabilities, 0 to 1; a sum of 0 is never enough.
 
     Raises:
         EndpointRejected: The endpoint gave no log-probabilities.
-        RatingError: None of the likeliest tokens is a label.
+        EndpointUnavailable: One of them is no log-probability, such as NaN.
+        RatingError: The sum is too small: the model wants to say something else.
     """
     if not completion.logprobs:
         raise EndpointRejected(
             "the endpoint gave no log-probabilities: use mode='decimal' or 'integer'", status_code=200
         )
-    weights = dict.fromkeys(labels.values(), 0.0)
+    probabilities = dict.fromkeys(labels, 0.0)
     for token, logprob in _alternatives(completion.logprobs[0]):
-        rating = labels.get(token.strip())
-        if rating is not None:
-            weights[rating] += math.exp(logprob)
-    total = math.fsum(weights.values())
-    if total <= 0:
-        what = f"none of {', '.join(labels)} is among the likeliest tokens: {completion.text!r}"
-        raise RatingError(what, text=completion.text)
-    probabilities = tuple((float(rating), weight / total) for rating, weight in sorted(weights.items()))
-    mean = math.fsum(rating * probability for rating, probability in probabilities)
-    return Rating(mean, text=completion.text, probabilities=probabilities, usage=completion.usage)
+        if not logprob <= _CERTAIN:  # NaN too
+            raise EndpointUnavailable(f"the endpoint gave {logprob!r} as the log-probability of {token!r}")
+        label = token.translate(_SPACE_MARKS).strip()
+        if label in probabilities:
+            probabilities[label] += math.exp(logprob)
+    mass = math.fsum(probabilities.values())
+    if mass <= 0 or mass < minimum_mass:
+        raise RatingError(_too_little(completion, probabilities, mass), text=completion.text)
+    return probabilities
+
+
+def _too_little(completion: Completion, labels: Iterable[str], mass: float) -> str:
+    """What is likely wrong where the labels have next to no probability."""
+    token, _ = max(_alternatives(completion.logprobs[0]), key=lambda one: one[1])
+    thinks = "think" in token.lower() or completion.reasoning
+    likely = "the model thinks before it answers" if thinks else "the model may think or explain before it answers"
+    return (
+        f"the labels {', '.join(labels)} have a probability of {mass:.2g} in all and {token[:40]!r} is the likeliest "
+        f"token: {likely}. Switch thinking off, as with extra_body "
+        '{"chat_template_kwargs": {"enable_thinking": false}} for Qwen3, or have the answer written out with enough '
+        'tokens (mode "decimal", for a choice "letter"). A lower minimum_mass accepts the answer as it is'
+    )
 
 
 def _alternatives(first: TokenLogprob) -> Sequence[tuple[str, float]]:
     """The likeliest tokens in the first place; some servers leave out the one they chose."""
     chosen = (first.token, first.logprob)
     return first.top_logprobs if chosen[0] in dict(first.top_logprobs) else (*first.top_logprobs, chosen)
+
+
+def check_mass(minimum_mass: float) -> None:
+    """That a least mass is a probability.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not 0 <= minimum_mass <= 1:
+        raise ConfigurationError(f"minimum_mass must lie from 0 to 1, got {minimum_mass!r}")
 
 
 class EmbeddingRecommender:

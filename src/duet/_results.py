@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -129,12 +130,22 @@ class Rating:
         text: The recommender's own words, where it has any.
         probabilities: (rating, probability) pairs, ascending, where it gives a distribution.
         usage: Tokens spent.
+        mass: Probability of all labels together before `probabilities` were normalised, 0 to 1: how much the
+            recommender wanted to answer with a rating at all. None where it was not read from log-probabilities.
     """
 
     value: float = attrs.field(converter=to_float, validator=check_rating)
     text: str = attrs.field(default="", kw_only=True)
     probabilities: tuple[tuple[float, float], ...] = attrs.field(default=(), kw_only=True)
     usage: Usage | None = attrs.field(default=None, kw_only=True)
+    mass: float | None = attrs.field(default=None, kw_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in attrs.fields(Rating)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in ({"mass": None} | dict(state)).items():  # 0.1 pickled ratings without it
+            object.__setattr__(self, name, value)
 
 
 @attrs.frozen

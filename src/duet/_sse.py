@@ -6,6 +6,7 @@ event-stream grammar (CR and CRLF, comments, fields, several data lines, a byte-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -257,15 +258,30 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
 
 
 def read_logprobs(logprobs: Mapping[str, Any]) -> list[TokenLogprob]:
-    """OpenAI's logprobs object of one choice."""
-    return [
-        TokenLogprob(
-            entry["token"],
-            float(entry["logprob"]),
-            tuple((top["token"], float(top["logprob"])) for top in entry.get("top_logprobs") or ()),
-        )
-        for entry in logprobs.get("content") or ()
-    ]
+    """OpenAI's logprobs object of one choice. An alternative without a log-probability is left out.
+
+    Raises:
+        ValueError: A log-probability is NaN or infinite upwards, or the one of the token itself is nowhere.
+    """
+    return [_read_token(entry) for entry in logprobs.get("content") or ()]
+
+
+def _read_token(entry: Mapping[str, Any]) -> TokenLogprob:
+    token = entry["token"]
+    tops = tuple(
+        (top["token"], _logprob(top["logprob"]))
+        for top in entry.get("top_logprobs") or ()
+        if top is not None and top["logprob"] is not None
+    )
+    own = entry["logprob"]
+    return TokenLogprob(token, dict(tops)[token] if own is None else _logprob(own), tops)
+
+
+def _logprob(value: Any) -> float:
+    logprob = float(value)
+    if not logprob < math.inf:  # NaN too
+        raise ValueError(f"{logprob} is no log-probability")
+    return logprob
 
 
 def read_error(body: Mapping[str, Any]) -> ErrorObject | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duet_train.data.prepared import Prepared
+from duet_train.modes import AUTO
 from duet_train.settings import Settings
 
 PACKAGES = ("duet-profiles", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy")
@@ -176,7 +177,7 @@ def write_adapter_card(folder: Path, card: Card) -> None:
         f"- Base model: {base}",
         f"- Data: {values['data']['directory_name']}, manifest sha256 {values['data']['manifest_sha256'][:16]}…, "
         f"{values['data']['rows']} rows",
-        f"- Recommender: {values['recommender'] or 'none'}; rewards: {values['settings']['rewards']}",
+        f"- Recommender: {_recommender(values)}; rewards: {values['settings']['rewards']}",
         f"- Seed {values['seed']}; trl {values['versions']['trl']}, transformers {values['versions']['transformers']}, "
         f"peft {values['versions']['peft']}, torch {values['versions']['torch']}",
         "",
@@ -186,6 +187,12 @@ def write_adapter_card(folder: Path, card: Card) -> None:
         lines.append(f"Held-out reward at the {when}: {_figure(reward)}, parse rate {_figure(rate)}, {rows} rows.")
     lines += ["", "All settings are in `card.json` of the run. Written profiles are a model's guesses about people."]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _recommender(values: Mapping[str, Any]) -> str:
+    """Its address and how it is asked; a fitted head, and one that no reward asks, have no mode."""
+    mode = values["settings"].get("recommender_mode", AUTO)
+    return (values["recommender"] or "none") + ("" if mode == AUTO else f", mode {mode}")
 
 
 def _figure(value: float | None) -> str:

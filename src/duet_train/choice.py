@@ -6,7 +6,7 @@ import math
 import string
 from collections.abc import Iterable, Sequence
 
-from duet import Endpoint, Ledger, RatingError, Sampling, choice_prompt
+from duet import Endpoint, Ledger, Sampling, choice_prompt, label_probabilities
 
 
 async def choose(
@@ -17,6 +17,7 @@ async def choose(
     sampling: Sampling,
     ledger: Ledger | None,
     users: Iterable[str] = (),
+    minimum_mass: float = 0.5,
 ) -> list[float]:
     """How likely the model finds each item: the log-probability of its letter.
 
@@ -29,22 +30,16 @@ async def choose(
         sampling: With `max_tokens` 1 and log-probabilities.
         ledger: Where finished generations are kept and looked up.
         users: Ids of all whose interactions the profile was made from.
+        minimum_mass: The least probability of all letters together.
 
     Raises:
-        EndpointError: The infrastructure's fault.
-        RatingError: No letter is among the likeliest tokens.
+        EndpointError: The infrastructure's fault; also where there are no log-probabilities.
+        RatingError: The letters have too little probability.
     """
     messages = choice_prompt(profile, titles)
     if ledger is None:
         completion = await endpoint.generate(messages, sampling)
     else:
         completion = await ledger.generate(endpoint, messages, sampling, users=users)
-    likely: dict[str, float] = {}
-    for first in completion.logprobs[:1]:
-        # Some servers leave the token they chose out of the likeliest.
-        for token, logprob in (*first.top_logprobs, (first.token, first.logprob)):
-            likely[token.strip()] = max(logprob, likely.get(token.strip(), -math.inf))
-    scores = [likely.get(letter, -math.inf) for letter in string.ascii_uppercase[: len(titles)]]
-    if max(scores) == -math.inf:
-        raise RatingError("no letter is among the likeliest tokens", text=completion.text)
-    return scores
+    letters = label_probabilities(completion, string.ascii_uppercase[: len(titles)], minimum_mass=minimum_mass)
+    return [math.log(probability) if probability else -math.inf for probability in letters.values()]

@@ -15,7 +15,7 @@ import anyio
 import attrs
 import numpy as np
 
-from duet import ConfigurationError
+from duet import ConfigurationError, LLMRecommender, Recommender
 from duet_train.asked import evaluated, names, pairs_of, repeats_of
 from duet_train.baselines import Profiler
 from duet_train.comparing import compare
@@ -24,6 +24,7 @@ from duet_train.extras import catalogue_table, choice_table, text_table
 from duet_train.figures import assemble, check_leaks, gold_of, model_free
 from duet_train.judging import Floats, Judgement, judge, rejudge
 from duet_train.methods import METHODS, CountingLedger, Tools, build
+from duet_train.modes import AUTO, MODES
 from duet_train.negatives import CandidateSet
 from duet_train.predictions import PREDICTIONS, TRANSFER, write_predictions
 from duet_train.ranking import Catalogue, method_scores, ranking_figures
@@ -34,6 +35,8 @@ from duet_train.tools import address_and_model, check_options, open_second, open
 
 Step = Callable[[], object]
 Counted = tuple[Profiler, CountingLedger]
+
+_MODE = ", mode "  # between a recommender and how it was asked, in the facts of the results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--at", action="append", metavar="NAME=URL,MODEL", help="where METHOD@NAME asks; may be repeated"
     )
-    model.add_argument("--extra-body", metavar="JSON", help="merged into the requests, to turn thinking off")
+    model.add_argument("--extra-body", metavar="JSON", help="merged into every chat request, to turn thinking off")
     model.add_argument("--api-key-env", default="DUET_API_KEY", metavar="NAME", help="holds the key [DUET_API_KEY]")
     model.add_argument("--recommender-base-url", metavar="URL", help="default: the profiler's")
     model.add_argument("--recommender-model", metavar="NAME", help="default: the profiler's")
@@ -75,7 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--engine", choices=("llama.cpp", "vllm", "openai"), help="of the profiler, for --constrained")
     model.add_argument("--constrained", action="store_true", help="decode under grammars; --local always does")
     prompt = parser.add_argument_group("prompts")
-    prompt.add_argument("--mode", choices=("expected", "decimal", "integer"), default="expected", help="of the rating")
+    prompt.add_argument(
+        "--mode",
+        choices=MODES,
+        default=AUTO,
+        help="of the rating; auto is expected where the server gives log-probabilities, else decimal",
+    )
+    prompt.add_argument(
+        "--minimum-mass",
+        type=float,
+        metavar="P",
+        help="least probability of all labels together, with expected and --choice [0.5; 0 for the embedded engine]",
+    )
     prompt.add_argument("--shown", type=int, default=10, metavar="N", help="most rows of either side in a prompt")
     prompt.add_argument("--review-chars", type=int, default=200, metavar="N")
     prompt.add_argument("--section-chars", type=int, metavar="N", help="most characters of a section")
@@ -107,15 +121,17 @@ async def _evaluate(args: argparse.Namespace) -> int:
     ranked = _ranked(args, data, rows)
     sets = _candidates(args, ranked, catalogue)
     args.out.mkdir(parents=True, exist_ok=True)
-    _write(args.out / "rows.json", {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]})
+    args.mode = _earlier_mode(args) if args.mode == AUTO else args.mode
     async with open_tools(args, data, rows) as tools:
+        drawn = {"split": args.split, "seed": args.seed, "rows": [row.row for row in rows]}
+        _write(args.out / "rows.json", drawn | {"mode": getattr(tools.recommender, "mode", None)})
         methods = {name: _counted(name, tools) for name in evaluated(args)}
         judged = await _judge(args, rows, methods, tools)
         write_predictions(args.out / PREDICTIONS, rows, baselines, judged)
         results = assemble(gold, baselines, judged) | _side_by_side(args, gold, baselines, judged)
-        results["facts"] = _facts(args, data, rows, results["best_baseline"])
+        results["facts"] = _facts(args, data, rows, results["best_baseline"], tools.recommender)
         if args.transfer_to:
-            second = await _transfer(args, data, rows, judged, tools)
+            second = await _transfer(args, data, rows, judged, tools, results["facts"])
             write_predictions(args.out / TRANSFER, rows, baselines, second)
             results["transfer"] = assemble(gold, baselines, second)["methods"]
             results["transfer_side_by_side"] = _side_by_side(args, gold, baselines, second)
@@ -216,9 +232,11 @@ async def _transfer(
     rows: Sequence[PreparedExample],
     judged: Mapping[str, Judgement],
     tools: Tools,
+    facts: dict[str, Any],
 ) -> dict[str, Judgement]:
     again = {}
     async with open_second(args, data, tools.ledger) as recommender:
+        facts["second recommender"] += _mode_of(recommender)
         for name, one in judged.items():
             with _bar(f"{name}, transfer", 3 * len(rows)) as step:
                 again[name] = await rejudge(
@@ -228,7 +246,11 @@ async def _transfer(
 
 
 def _facts(
-    args: argparse.Namespace, data: Prepared, rows: Sequence[PreparedExample], best_baseline: str
+    args: argparse.Namespace,
+    data: Prepared,
+    rows: Sequence[PreparedExample],
+    best_baseline: str,
+    recommender: Recommender,
 ) -> dict[str, Any]:
     """What a reader of the tables must know."""
     settings = data.settings
@@ -239,8 +261,8 @@ def _facts(
         "split": f"{settings['split']}, {settings['histories']}, {'by time' if timed else 'in file order'}",
         "history": f"at most {settings['history']} rows, and {settings['recent']} raw ones after them",
         "prompt": f"at most {args.shown} rows a side, {args.review_chars} characters a review",
-        "profiler": "embedded SmolLM2-135M" if args.local else args.model,
-        "recommender": _recommender_named(args),
+        "profiler": _profiler_named(args),
+        "recommender": _recommender_named(args) + _mode_of(recommender),
         "second recommender": second,
         "embedder": (args.embedder or "none").rpartition(",")[2],
         **{f"runs of {name}": ", ".join(runs) for name, runs in repeats_of(args).items()},
@@ -249,10 +271,41 @@ def _facts(
     }
 
 
+def _profiler_named(args: argparse.Namespace) -> str:
+    return "embedded SmolLM2-135M" if args.local else str(args.model)
+
+
 def _recommender_named(args: argparse.Namespace) -> str:
     if args.recommender_head:
         return "a head fitted on raw history and item text, which reads the profiles alone"
-    return f"{args.recommender_model or 'the same'}, mode {args.mode}"
+    return args.recommender_model or "the same"
+
+
+def _mode_of(recommender: Recommender) -> str:
+    return f"{_MODE}{recommender.mode}" if isinstance(recommender, LLMRecommender) else ""
+
+
+def _earlier_mode(args: argparse.Namespace) -> str:
+    """The mode of the results that are already in the folder, where they are of the same models; else "auto".
+
+    Where 0.1 began and there are no results yet, it is "expected": the default that it had, for it noted none.
+    """
+    facts = _read(args.out / "results.json").get("facts")
+    if isinstance(facts, dict):
+        name, _, mode = str(facts.get("recommender")).rpartition(_MODE)
+        same = (facts.get("profiler"), name) == (_profiler_named(args), _recommender_named(args))
+        return mode if same and mode in MODES else AUTO
+    rows = _read(args.out / "rows.json")
+    return "expected" if rows and "mode" not in rows else AUTO
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _bar:

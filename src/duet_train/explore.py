@@ -25,7 +25,7 @@ from duet_train.exploration import Likeness, figures, markdown, profile_text, wo
 from duet_train.generators import open_generators, parse_generators
 from duet_train.group_maker import GroupMaker
 from duet_train.groups import FILE, append_group, mend, read_groups
-from duet_train.recommenders import Opened, check_recommender, open_envs
+from duet_train.recommenders import Opened, check_recommender, open_envs, with_mode
 from duet_train.settings import Settings, add_training_arguments, names, option, read
 from duet_train.tuning import say
 
@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     data = Prepared.open(settings.data)
     rows = training_rows(data, settings, seed=settings.seed)
     folder = Path(settings.output_dir)
+    settings = with_mode(settings, data, folder)
     known = kept_groups(folder, settings, data)
     card = start_card(folder, "explore", data, len(rows), settings, seed=settings.seed)
     left = [row for row in rows if row.id not in known]

@@ -154,7 +154,8 @@ async def _hits(
     tools: Tools,
 ) -> Floats:
     """1 for each row where the likeliest letter is the right one, a share where it ties; nan where there is none."""
-    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20)
+    body = tools.sampling.extra_body
+    sampling = Sampling(temperature=0.0, seed=42, max_tokens=1, logprobs=True, top_logprobs=20, extra_body=body)
 
     async def hit(row: int) -> float:
         text = user_text(made[row].profile)
@@ -163,7 +164,15 @@ async def _hits(
         example = rows[row].example
         users = {example.user.id, *(one.user for one in example.item.evidence)}
         try:
-            scores = await choose(tools.judge, text, titles[row], sampling=sampling, ledger=tools.ledger, users=users)
+            scores = await choose(
+                tools.judge,
+                text,
+                titles[row],
+                sampling=sampling,
+                ledger=tools.ledger,
+                users=users,
+                minimum_mass=tools.minimum_mass,
+            )
         except DuetError:
             return math.nan
         return hit_rate_at_k(scores, sets[row].position, 1)

@@ -143,6 +143,7 @@ def assemble(gold: Gold, baselines: Mapping[str, Floats], judged: Mapping[str, J
             "against": plain(gain(gold, baselines[best], one.predicted)),
             "against_filled": plain(gain(gold, filled(gold, baselines[best]), filled(gold, one.predicted))),
             "failures": dict(Counter(error for error in one.errors if error)),
+            "reasons": dict(one.reasons),
             "cost": _cost(one),
         }
     return {"best_baseline": best, "methods": methods}

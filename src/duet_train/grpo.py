@@ -9,15 +9,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from duet import ConfigurationError
+from duet import ConfigurationError, DuetError
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import Row, columns, held_out_rows, training_rows, within
-from duet_train.recommenders import MINILM, TRAINABLE, check_recommender, key, open_envs
+from duet_train.recommenders import MINILM, TRAINABLE, check_recommender, key, open_envs, with_mode
 from duet_train.settings import Settings, add_training_arguments, read, require_training, trl_arguments
+
+T = TypeVar("T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +96,7 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
 
     folder = Path(training_args.output_dir)
     main = training_args.process_index == 0
+    settings = agreed(lambda: with_mode(settings, data, folder), main)
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     template = training_args.chat_template_kwargs
 
@@ -175,6 +179,28 @@ def train(settings: Settings, data: Prepared, training_args: Any, model_args: An
         card.update(status="finished", finished=_now(), steps=trainer.state.global_step)
         write_adapter_card(folder / ("adapter" if model_args.use_peft else "model"), card)
         _say(f"finished: {folder}; a page of it: python -m duet_train report {folder}")
+
+
+def agreed(found: Callable[[], T], main: bool) -> T:
+    """What the main process finds, in all processes; what it raises, too.
+
+    Args:
+        found: Called in the main process alone.
+        main: Whether this is the one.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [None]
+    if main:
+        try:
+            told = [found()]
+        except DuetError as exc:
+            told = [exc]
+    broadcast_object_list(told)
+    if isinstance(told[0], DuetError):
+        raise told[0]
+    value: T = told[0]
+    return value
 
 
 def _embedder(settings: Settings, folder: Path) -> tuple[Any, list[Any]]:

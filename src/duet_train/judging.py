@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from duet import Item, JointProfile, Rating, Recommender, Usage, User
+from duet import DuetError, Item, JointProfile, Rating, Recommender, Usage, User
 from duet_train.baselines import Profiler
 from duet_train.data.prepared import PreparedExample
 
@@ -46,6 +46,7 @@ class Judgement:
         calls: Generations that the profiles took, those that a ledger held included; None where nobody counted.
         shuffled_user_errors: As `errors`, with the shuffled users; empty where nobody kept them.
         shuffled_item_errors: The same with the shuffled items.
+        reasons: What the first error of each name says, of the names in `errors` that are this package's.
     """
 
     made: Sequence[Made]
@@ -57,6 +58,7 @@ class Judgement:
     calls: int | None = None
     shuffled_user_errors: Sequence[str] = ()
     shuffled_item_errors: Sequence[str] = ()
+    reasons: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def usage(self) -> Usage:
@@ -145,11 +147,22 @@ async def _judged(
         predicted=predicted,
         shuffled_users=by_user,
         shuffled_items=by_item,
-        errors=errors,
+        errors=_names(errors),
         seconds=seconds,
-        shuffled_user_errors=user_errors,
-        shuffled_item_errors=item_errors,
+        shuffled_user_errors=_names(user_errors),
+        shuffled_item_errors=_names(item_errors),
+        reasons=_reasons(errors),
     )
+
+
+def _names(errors: Sequence[Exception | None]) -> list[str]:
+    return ["" if error is None else type(error).__name__ for error in errors]
+
+
+def _reasons(errors: Sequence[Exception | None]) -> dict[str, str]:
+    """What the first error of each name says; those of other packages may say anything."""
+    ours = [error for error in errors if isinstance(error, DuetError)]
+    return {type(error).__name__: " ".join(str(error).split()) for error in reversed(ours)}
 
 
 async def in_order(
@@ -225,21 +238,21 @@ async def _predict(
     recommender: Recommender,
     concurrency: int,
     step: Callable[[], object],
-) -> tuple[Floats, list[str]]:
-    """Predictions and names of errors for every row, the user from row `users[i]`, the item's text from `items[i]`."""
+) -> tuple[Floats, list[Exception | None]]:
+    """Predictions and errors for every row, the user from row `users[i]`, the item's text from `items[i]`."""
 
-    async def one(index: int) -> tuple[float, str]:
+    async def one(index: int) -> tuple[float, Exception | None]:
         sides = made[users[index]], made[items[index]]
         user_side, item_side = (side.profile for side in sides)
         if user_side is None or item_side is None:
-            return math.nan, next((type(side.error).__name__ for side in sides if side.error), "")
+            return math.nan, next((side.error for side in sides if side.error), None)
         profile = JointProfile(user=user_side.user, item=item_side.item)
         row = rows[index].example
         try:
             user = raw_user(rows[users[index]], user_side)
-            return row.scale.clip(await rated(recommender, user, row.item, profile)), ""
+            return row.scale.clip(await rated(recommender, user, row.item, profile)), None
         except Exception as exc:
-            return math.nan, type(exc).__name__
+            return math.nan, exc
 
     answers = await in_order(one, range(len(rows)), concurrency, step)
     return np.array([value for value, _ in answers], dtype=np.float64), [error for _, error in answers]

@@ -44,11 +44,12 @@ class Tools:
         judge: The recommender's endpoint, for next-item choice.
         ledger: Where every finished generation is kept.
         prompt: DUET's prompt; its limits hold for the baselines too.
-        sampling: Of the profiles.
+        sampling: Of the profiles; its `extra_body` is in every chat request of the evaluation.
         constrained: Decode under grammars.
         domain: What the items are, for KAR's factors.
         embedder: For alignment and the whole catalogue; None leaves them out.
         concurrency: Most calls under way.
+        minimum_mass: The least probability of all labels together, where log-probabilities are read.
     """
 
     endpoint: Callable[[str | None], Endpoint]
@@ -61,6 +62,7 @@ class Tools:
     domain: str = "products"
     embedder: Embedder | None = None
     concurrency: int = 16
+    minimum_mass: float = 0.5
 
 
 class CountingLedger(Ledger):
@@ -110,6 +112,23 @@ POLICY = "lettingo-policy"
 METHODS = ("10h", "template", *PROMPTED, POLICY, *LADDER)
 
 
+def parse_method(name: str) -> tuple[str, str]:
+    """The method and, where one is named, the model or adapter that it asks.
+
+    Args:
+        name: One of `METHODS`, or with a model or adapter as "duet@NAME".
+
+    Raises:
+        ConfigurationError: There is no such method, or it takes no model.
+    """
+    method, _, model = name.partition("@")
+    if method not in METHODS:
+        raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
+    if model and method in ("10h", "template"):
+        raise ConfigurationError(f"{name!r}: {method} asks no model")
+    return method, model
+
+
 def build(name: str, tools: Tools) -> Profiler:
     """The profiler of a method.
 
@@ -120,11 +139,7 @@ def build(name: str, tools: Tools) -> Profiler:
     Raises:
         ConfigurationError: There is no such method, or it takes no model.
     """
-    method, _, model = name.partition("@")
-    if method not in METHODS:
-        raise ConfigurationError(f"no method {method!r}: there are {', '.join(METHODS)}")
-    if model and method in ("10h", "template"):
-        raise ConfigurationError(f"{name!r}: {method} asks no model")
+    method, model = parse_method(name)
     prompt = tools.prompt
     limits: dict[str, Any] = {
         "history_limit": prompt.history_limit,

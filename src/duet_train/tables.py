@@ -200,11 +200,22 @@ def _method_tables(methods: Mapping[str, Figures], suffix: str) -> list[str]:
     costs = {name: figures for name, figures in methods.items() if "cost" in figures}
     return [
         f"### Rating{suffix}\n\n" + _by_method(rating, _RATING),
+        _unpredicted(methods, suffix),
         f"### Is it personal?{suffix}\n\n" + _by_method(methods, _PERSONAL),
         f"{like}{suffix}\n\n" + _by_method(sentiment, _SENTIMENT),
         f"### Cost of the profiles\n\n{_by_method(costs, _COST)}" if costs and not suffix else "",
         *(_groups(methods, key, title + suffix) for key, title in _GROUPS),
     ]
+
+
+def _unpredicted(methods: Mapping[str, Figures], suffix: str) -> str:
+    """How many rows of each method have no prediction, and what the first error of each kind says."""
+    lines = []
+    for name, figures in methods.items():
+        for kind, count in figures.get("failures", {}).items():
+            reason = figures.get("reasons", {}).get(kind)
+            lines.append(f"- {name}: {count} {kind}" + (f", the first: {reason}" if reason else ""))
+    return f"### Rows without a prediction{suffix}\n\n" + "\n".join(lines) if lines else ""
 
 
 def _groups(methods: Mapping[str, Figures], key: str, title: str) -> str:

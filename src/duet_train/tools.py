@@ -25,7 +25,8 @@ from duet import (
 )
 from duet_train.asked import check_runs, evaluated, names, pairs_of
 from duet_train.data.prepared import Prepared, PreparedExample
-from duet_train.methods import METHODS, Tools
+from duet_train.methods import METHODS, Tools, parse_method
+from duet_train.modes import Mode, decide
 from duet_train.settings import check_address
 
 
@@ -42,6 +43,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigurationError("--concurrency must be at least 1, and --ranking not negative")
     if not names(args.methods):
         raise ConfigurationError(f"--methods names none: there are {', '.join(METHODS)}")
+    for name in evaluated(args):
+        parse_method(name)
     if missing := sorted(set(names(args.ranking_methods or "")) - set(evaluated(args))):
         raise ConfigurationError(f"--ranking-methods has {missing[0]!r}, which --methods has not")
     elsewhere = named_addresses(args.at or ())
@@ -51,6 +54,8 @@ def check_options(args: argparse.Namespace) -> None:
     check_runs(args, elsewhere)
     pairs_of(args)
     extra_body(args)
+    if args.minimum_mass is not None and not 0 <= args.minimum_mass <= 1:
+        raise ConfigurationError(f"--minimum-mass must lie from 0 to 1, got {args.minimum_mass:g}")
     if not (args.local or (args.base_url and args.model)):
         raise ConfigurationError(
             "--base-url and --model name the profiler's endpoint; --local takes the embedded engine"
@@ -86,7 +91,7 @@ def named_addresses(options: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def extra_body(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of the engine's own for every request.
+    """Fields of the engine's own for every chat request: those for embeddings are no chat, and servers refuse them.
 
     Args:
         args: With `extra_body`.
@@ -147,9 +152,10 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
         if args.recommender_base_url or args.recommender_model:
             address, model = args.recommender_base_url or args.base_url, args.recommender_model or args.model
             judge = await stack.enter_async_context(HTTPEndpoint(address, model, api_key=_key(args)))
+        embedded = args.local and judge is default
         yield Tools(
             endpoint=endpoint_of,
-            recommender=_frozen(args, judge, data, ledger, embedded=args.local and judge is default),
+            recommender=await _frozen(args, judge, data, ledger, embedded=embedded),
             judge=judge,
             ledger=ledger,
             prompt=prompt,
@@ -160,6 +166,7 @@ async def open_tools(args: argparse.Namespace, data: Prepared, rows: Sequence[Pr
             domain=args.domain,
             embedder=await _embedder(args, stack),
             concurrency=min(4, args.concurrency) if args.local else args.concurrency,
+            minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
         )
 
 
@@ -174,7 +181,7 @@ async def open_second(args: argparse.Namespace, data: Prepared, ledger: Ledger) 
     """
     address, model = address_and_model(args.transfer_to, "--transfer-to")
     async with HTTPEndpoint(address, model, api_key=_key(args)) as endpoint:
-        yield _recommender(args, endpoint, data, ledger)
+        yield await _recommender(args, endpoint, data, ledger)
 
 
 async def _endpoints(
@@ -207,31 +214,49 @@ def _only(engine: Endpoint, model: str | None) -> Endpoint:
     return engine
 
 
-def _frozen(
+async def _frozen(
     args: argparse.Namespace, judge: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool
 ) -> Recommender:
     if args.recommender_head is None:
-        return _recommender(args, judge, data, ledger, embedded=embedded)
+        return await _recommender(args, judge, data, ledger, embedded=embedded)
     from duet_train.head import HeadRecommender
 
     return HeadRecommender.load(args.recommender_head)
 
 
-def _recommender(
+async def _recommender(
     args: argparse.Namespace, endpoint: Endpoint, data: Prepared, ledger: Ledger, *, embedded: bool = False
 ) -> LLMRecommender:
-    # `recent` is the most it would show; which rows it may show is decided by the user it is given.
-    return LLMRecommender(
-        endpoint,
-        mode=args.mode,
-        scale=data.scale,
-        recent=max(10, int(data.settings["recent"])),
-        review_chars=args.review_chars,
-        sampling=Sampling(
-            temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
-        ),
-        ledger=ledger,
-    )
+    def asking(mode: Mode) -> LLMRecommender:
+        # `recent` is the most it would show; which rows it may show is decided by the user it is given.
+        return LLMRecommender(
+            endpoint,
+            mode=mode,
+            scale=data.scale,
+            recent=max(10, int(data.settings["recent"])),
+            review_chars=args.review_chars,
+            sampling=Sampling(
+                temperature=0.0, seed=42, top_logprobs=200 if embedded else None, extra_body=extra_body(args)
+            ),
+            ledger=ledger,
+            minimum_mass=least_mass(args.minimum_mass, embedded=embedded),
+        )
+
+    return asking(await decide(args.mode, asking, gives_logprobs=embedded))
+
+
+def least_mass(asked: float | None, *, embedded: bool) -> float:
+    """The least probability of all labels together that a recommender's answer must have.
+
+    The model of the embedded engine gives the labels about three per cent: with 0.5 it would never answer.
+
+    Args:
+        asked: What the options or settings say; None leaves it to the model.
+        embedded: Whether the embedded engine recommends.
+    """
+    if asked is not None:
+        return asked
+    return 0.0 if embedded else 0.5
 
 
 async def _embedder(args: argparse.Namespace, stack: AsyncExitStack) -> Embedder | None:
