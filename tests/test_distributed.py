@@ -177,6 +177,8 @@ def compared(launch: Callable[..., int], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.train
+@pytest.mark.slow
 def test_equal_completions_of_a_group_earn_the_same(compared: Path) -> None:
     """In a step each completion of an example has one reward, however often it was written."""
     written = lines(compared / "completions.jsonl")
@@ -187,7 +189,7 @@ def test_equal_completions_of_a_group_earn_the_same(compared: Path) -> None:
     assert {len(rewards) for rewards in earned.values()} == {1}
 
 
-@pytest.mark.parametrize("rewards", ["contrastive=1", "rating=1,contrastive=0.5"])
+@pytest.mark.parametrize("rewards", ["contrastive=1", pytest.param("rating=1,contrastive=0.5", marks=pytest.mark.slow)])
 def test_group_across_processes_is_refused(
     launch: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str], rewards: str
 ) -> None:
@@ -197,6 +199,8 @@ def test_group_across_processes_is_refused(
     assert not (tmp_path / "run" / "card.json").exists()
 
 
+@pytest.mark.train
+@pytest.mark.slow
 def test_small_updates_in_bfloat16_are_kept(ground: Ground, compared: Path) -> None:
     """Two processes that load their weights in bfloat16 change nearly all of them at a learning rate of 3e-7."""
     assert _changed(ground.policy, compared / f"checkpoint-{STEPS}") > 0.98
@@ -204,6 +208,8 @@ def test_small_updates_in_bfloat16_are_kept(ground: Ground, compared: Path) -> N
     assert notes[0] == notes[1]
 
 
+@pytest.mark.train
+@pytest.mark.slow
 def test_small_updates_of_sharded_weights_are_kept(launch: Callable[..., int], ground: Ground, tmp_path: Path) -> None:
     """FSDP holds float32 weights of its own: small updates are kept there too."""
     options = ALIKE | {"rewards": "rating", "per_device_train_batch_size": 16}

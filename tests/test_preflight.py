@@ -149,7 +149,7 @@ def test_learning_embedder_needs_one_process(embedder: str) -> None:
 async def test_terms_that_look_at_the_batch_are_known(tmp_path: Path) -> None:
     """Of all terms that a run can name, those are checked that say of themselves that they look at the batch."""
     there = "http://127.0.0.1:9/v1,nobody"
-    settings = Settings(recommender=there, embedder=there)
+    settings = Settings(recommender=there, recommender_mode="decimal", embedder=there)
     async with Opened(settings, prepared(tmp_path / "data")) as opened:
         terms = [await opened.term(name, 1.0) for name in TERMS]
     assert {term.name for term in terms if getattr(term, "in_batch", False)} == IN_BATCH

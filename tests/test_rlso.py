@@ -628,6 +628,7 @@ def test_killed_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: P
 @pytest.mark.train
 @pytest.mark.faults
 @pytest.mark.timeout(300)
+@pytest.mark.serial  # a process of xdist ignores the interrupt
 def test_interrupted_run_goes_on_as_if_nothing_had_been(planted: Planted, finished: Path, tmp_path: Path) -> None:
     """A run interrupted in the middle of the policy's first phase comes to the same, too."""
     words = planted.rlso(tmp_path)

@@ -368,6 +368,7 @@ def test_exploration_shows_and_writes_no_secret(
     with FakeServer(answers).run_in_thread() as server:
         words = ["explore", "--data", str(data), "--output_dir", str(tmp_path / "run"), "--rows", "2", "--samples", "2"]
         words += ["--generators", f"{server.base_url},one,OPENAI_API_KEY", "--recommender", f"{server.base_url},judge"]
+        words += ["--recommender_mode", "decimal"]  # else the refused key ends it before there is a card
         assert train_main(words) == 1
         assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
     card = (tmp_path / "run" / "card.json").read_text()
